@@ -1,0 +1,27 @@
+//! The rules of eshaar, pure: no IO, no clock, no engine.
+//!
+//! Everything that arrives is parsed here, once, into a type that cannot hold a wrong value; nothing behind the edge
+//! checks again.
+
+pub mod content;
+pub mod delivery_status;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod permission;
+pub mod phone;
+pub mod position;
+pub mod principal;
+pub mod retry;
+pub mod time;
+
+pub use content::{Content, ContentError};
+pub use delivery_status::{Status, StatusSteps};
+pub use ids::{ConversationId, MessageId};
+pub use message::{Lane, MessageKind, MessageType, Priority};
+pub use permission::Permission;
+pub use phone::Phone;
+pub use position::{Cursor, Epoch, StreamPosition};
+pub use principal::{BusinessId, Principal};
+pub use retry::Attempt;
+pub use time::{Clock, Timestamp};

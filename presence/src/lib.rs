@@ -1,0 +1,115 @@
+//! Who is connected where, which gateways live, and a channel for what need not be kept.
+//!
+//! Presence is a hint: a wrong answer costs a detour (the recipient's session reads its stream), never a message.
+
+pub mod local;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::Principal;
+use smallvec::SmallVec;
+use tokio::sync::broadcast;
+
+/// Partition of `deliveries` that a gateway reads: its address.
+pub type Slot = u32;
+
+/// Slots where a principal has sessions; more than two are rare.
+pub type Slots = SmallVec<[Slot; 2]>;
+
+/// How long a connection is taken to live without being refreshed (R7.2).
+pub const CONNECTION_TTL: Duration = Duration::from_secs(300);
+
+/// How long a node is taken to live without announcing itself.
+pub const NODE_TTL: Duration = Duration::from_secs(15);
+
+/// A session somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The gateway's slot.
+    pub slot: Slot,
+    /// The life of that gateway process: a session of an earlier life is gone.
+    pub incarnation: u64,
+    /// The session, unique within its gateway's life.
+    pub session: u64,
+}
+
+/// A gateway that lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its life.
+    pub incarnation: u64,
+    /// Where its HTTP listener is, for people.
+    pub address: String,
+}
+
+/// Presence could not be asked. Go on without: the stream is the truth.
+#[derive(Debug, thiserror::Error)]
+pub enum PresenceError {
+    /// The engine failed.
+    #[error("presence failed to {action}: {reason}")]
+    Engine {
+        /// What was tried.
+        action: &'static str,
+        /// What the engine said.
+        reason: String,
+    },
+    /// All slots are taken by other live gateways.
+    #[error("all {slots} gateway slots are taken")]
+    NoSlot {
+        /// How many there are.
+        slots: u32,
+    },
+}
+
+/// Who is connected where. Entries lapse unless they are refreshed.
+#[async_trait]
+pub trait Presence: Send + Sync + 'static {
+    /// Takes a slot below `slots` that no live node has (or, with `wanted`, that very one, from whoever has it) and
+    /// announces the node. It lapses [`NODE_TTL`] after the last [`Presence::announce`].
+    async fn lease_slot(
+        &self,
+        incarnation: u64,
+        wanted: Option<Slot>,
+        slots: u32,
+        address: &str,
+    ) -> Result<Slot, PresenceError>;
+
+    /// Says again that the node lives. `false`: the slot has another owner by now; stop serving.
+    async fn announce(&self, node: &Node) -> Result<bool, PresenceError>;
+
+    /// The node is going: its slot is free, its connections are gone.
+    async fn withdraw(&self, node: &Node) -> Result<(), PresenceError>;
+
+    /// The nodes that live.
+    async fn nodes(&self) -> Result<Vec<Node>, PresenceError>;
+
+    /// A session begins. To be called before the session reads its stream.
+    async fn connect(&self, principal: &Principal, connection: Connection) -> Result<(), PresenceError>;
+
+    /// Sessions still live. For each, whether its entry was still there; one that was not is entered again, and must read
+    /// its stream.
+    async fn refresh(&self, sessions: &[(Principal, Connection)]) -> Result<Vec<bool>, PresenceError>;
+
+    /// A session is over.
+    async fn disconnect(&self, principal: &Principal, connection: Connection) -> Result<(), PresenceError>;
+
+    /// For each principal, the slots of live nodes where it has sessions, each once; empty when it is offline. One round
+    /// trip for all of them.
+    async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError>;
+
+    /// A principal's sessions.
+    async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError>;
+
+    /// Sends to whoever listens on `channel` now; nobody else ever sees it.
+    async fn publish(&self, channel: &str, payload: Bytes) -> Result<(), PresenceError>;
+
+    /// Listens on `channel`. A listener that falls behind by more than 1,024 loses the oldest.
+    async fn listen(&self, channel: &str) -> Result<broadcast::Receiver<Bytes>, PresenceError>;
+
+    /// Whether the engine answers, for health.
+    async fn ping(&self) -> Result<(), PresenceError>;
+}

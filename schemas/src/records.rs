@@ -1,0 +1,119 @@
+//! The Rust types of the Avro records. A test holds each to its `.avsc`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use eshaar_model::{MessageId, MessageType, Priority, Status};
+use serde::{Deserialize, Serialize};
+
+/// `avro/message.avsc`. Times are milliseconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct Message {
+    pub id: MessageId,
+    pub r#type: MessageType,
+    #[serde(default)]
+    pub conversation_id: Option<String>,
+    pub sender: String,
+    pub recipient: String,
+    pub content: String,
+    #[serde(default)]
+    pub content_ciphertext: Option<Bytes>,
+    #[serde(default)]
+    pub content_key_id: Option<String>,
+    #[serde(default)]
+    pub media: Vec<Media>,
+    pub priority: Priority,
+    pub created_at: i64,
+    #[serde(default)]
+    pub expires_at: Option<i64>,
+    #[serde(default)]
+    pub reference: Option<String>,
+    #[serde(default)]
+    pub collapse_key: Option<String>,
+    pub correlation_id: String,
+    #[serde(default)]
+    pub broadcast_id: Option<String>,
+}
+
+/// What is known of an attached file; the bytes are in blob storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct Media {
+    pub id: String,
+    pub content_type: String,
+    pub size_bytes: i64,
+    #[serde(default)]
+    pub file_name: Option<String>,
+}
+
+/// `avro/delivery.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct Delivery {
+    pub principal: String,
+    pub hint: Hint,
+}
+
+/// What a gateway is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hint {
+    /// A message was appended to the principal's stream.
+    #[serde(rename = "MessageHint")]
+    Message(MessageHint),
+    /// A message that the principal sent has moved on.
+    #[serde(rename = "StatusHint")]
+    Status(StatusHint),
+}
+
+/// A message was appended to the principal's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct MessageHint {
+    pub epoch: i32,
+    pub lane: i32,
+    pub offset: i64,
+    /// `None`: unknown; -1: there is none before it.
+    #[serde(default)]
+    pub prev: Option<i64>,
+    pub message: Bytes,
+}
+
+/// A message that the principal sent has moved on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct StatusHint {
+    pub id: MessageId,
+    pub status: String,
+    pub at: i64,
+}
+
+/// `avro/status_changed.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct StatusChanged {
+    pub id: MessageId,
+    pub status: Status,
+    pub at: i64,
+    pub sender: String,
+    pub recipient: String,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// `avro/dead_letter.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct DeadLetter {
+    pub stage: String,
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Bytes,
+    pub value: Bytes,
+    pub headers: BTreeMap<String, Bytes>,
+    pub code: String,
+    pub reason: String,
+    pub attempts: i32,
+    pub at: i64,
+}

@@ -1,0 +1,13 @@
+//! What every role shares: configuration, telemetry, metrics, health, errors over HTTP, trace context. Rests on nothing
+//! of ours.
+
+pub mod config;
+pub mod health;
+pub mod metrics;
+pub mod problem;
+pub mod telemetry;
+pub mod trace;
+
+pub use health::Health;
+pub use problem::Problem;
+pub use trace::TraceContext;

@@ -1,0 +1,89 @@
+//! Every metric of eshaar: its name, unit and help. Nothing else makes up a name.
+//!
+//! Labels are low in number: a stage, a topic, a lane, a status, a route pattern. Never a user, a message or a key.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// What a metric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+macro_rules! metrics_list {
+    ($($constant:ident = $kind:ident, $name:literal, $unit:ident, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        const ALL: &[(&str, Kind, Unit, &str)] = &[$(($name, Kind::$kind, Unit::$unit, $help)),*];
+    };
+}
+
+metrics_list! {
+    HTTP_REQUESTS = Counter, "eshaar_http_requests_total", Count, "HTTP requests, by route, method and status.";
+    HTTP_SECONDS = Histogram, "eshaar_http_request_seconds", Seconds, "Time to answer an HTTP request, by route.";
+    INGEST_ACCEPTED = Counter, "eshaar_messages_accepted_total", Count, "Messages accepted from senders, by lane.";
+    INGEST_REJECTED = Counter, "eshaar_messages_rejected_total", Count, "Messages refused, by code.";
+    INGEST_REPEATED = Counter, "eshaar_submissions_repeated_total", Count, "Submissions answered from an idempotency claim.";
+    STAGE_RECORDS = Counter, "eshaar_stage_records_total", Count, "Records settled by a stage, by stage and outcome.";
+    STAGE_BATCH_SECONDS = Histogram, "eshaar_stage_batch_seconds", Seconds, "Time from taking a batch to settling it, by stage.";
+    STAGE_BATCH_RECORDS = Histogram, "eshaar_stage_batch_records", Count, "Records in a batch, by stage.";
+    STAGE_LAG = Gauge, "eshaar_stage_lag_records", Count, "Records that a stage has not settled, by stage and topic.";
+    STAGE_OLDEST_SECONDS = Gauge, "eshaar_stage_oldest_seconds", Seconds, "Age of the oldest record a stage has taken and not settled, by stage.";
+    LOG_APPENDED = Counter, "eshaar_log_appended_records_total", Count, "Records appended to the log, by topic.";
+    LOG_APPEND_SECONDS = Histogram, "eshaar_log_append_seconds", Seconds, "Time from append to acknowledgement, by durability.";
+    LOG_COMMIT_RECORDS = Histogram, "eshaar_log_group_commit_records", Count, "Records that shared a group commit.";
+    STORE_SECONDS = Histogram, "eshaar_store_seconds", Seconds, "Time of a store operation, by operation.";
+    ROUTE_REPEATS = Counter, "eshaar_route_repeats_total", Count, "Records dropped because they repeat an earlier one.";
+    ROUTE_HINTS = Counter, "eshaar_route_hints_total", Count, "Delivery hints sent to gateways.";
+    EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";
+    DEAD_LETTERS = Counter, "eshaar_dead_letters_total", Count, "Records given up on, by stage and code.";
+    GATEWAY_SESSIONS = Gauge, "eshaar_gateway_sessions", Count, "Open WebSocket sessions.";
+    GATEWAY_OPENED = Counter, "eshaar_gateway_sessions_opened_total", Count, "WebSocket sessions opened.";
+    GATEWAY_CLOSED = Counter, "eshaar_gateway_sessions_closed_total", Count, "WebSocket sessions closed, by code.";
+    GATEWAY_SENT = Counter, "eshaar_gateway_messages_sent_total", Count, "Message frames sent, by how: hint or replay.";
+    GATEWAY_STREAM_READS = Counter, "eshaar_gateway_stream_reads_total", Count, "Stream reads, by cause: hello, gap or overflow.";
+    DELIVERY_SECONDS = Histogram, "eshaar_delivery_seconds", Seconds, "Time from acceptance to the first write to a socket, for messages sent from a hint.";
+    ACKED = Counter, "eshaar_messages_acked_total", Count, "Messages that became delivered.";
+}
+
+/// Upper bounds of the buckets of times, in seconds: 0.5 ms to 60 s.
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Upper bounds of the buckets of batch sizes.
+const RECORDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+
+/// Installs the recorder for this process and describes every metric. The handle renders the Prometheus text format;
+/// `run_upkeep` must be called from time to time.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), RECORDS)?
+        .install_recorder()?;
+    for (name, kind, unit, help) in ALL {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+        }
+    }
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_of_prometheus() {
+        for (name, kind, unit, help) in ALL {
+            assert!(name.starts_with("eshaar_"), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert_eq!(name.contains("_seconds"), *unit == Unit::Seconds, "{name}");
+            assert!(help.ends_with('.'), "{name}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Messages by id with their steps, and what a business has sent, newest first.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::{
+    BusinessId, ConversationId, MessageId, MessageType, Phone, Principal, Status, StatusSteps, Timestamp,
+};
+
+use crate::StoreError;
+
+/// A message as it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageRow {
+    /// Its id.
+    pub id: MessageId,
+    /// Its type.
+    pub message_type: MessageType,
+    /// Set for chat.
+    pub conversation: Option<ConversationId>,
+    /// Who sent it.
+    pub sender: Principal,
+    /// Whom to.
+    pub recipient: Principal,
+    /// When it was accepted: the `sent` step.
+    pub created_at: Timestamp,
+    /// Not delivered after this: shown as expired from then on, unless it was delivered.
+    pub expires_at: Option<Timestamp>,
+    /// Partition and offset in `messages.accepted`.
+    pub accepted: (u32, u64),
+    /// The record's value, untouched.
+    pub value: Bytes,
+}
+
+/// A message and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// As it was accepted.
+    pub row: MessageRow,
+    /// The steps it reached. `sent` is always among them.
+    pub steps: StatusSteps,
+    /// Why it failed.
+    pub failure_reason: Option<String>,
+}
+
+/// A message reached a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The message.
+    pub id: MessageId,
+    /// The step.
+    pub status: Status,
+    /// When.
+    pub at: Timestamp,
+    /// For `failed`: a stable code.
+    pub reason: Option<String>,
+}
+
+/// What of a business's messages is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SentQuery {
+    /// Of this type only.
+    pub message_type: Option<MessageType>,
+    /// At this status only (as shown, expiry by the clock included).
+    pub status: Option<Status>,
+    /// To this phone only.
+    pub to: Option<Phone>,
+    /// Older than this message: the last one of the page before.
+    pub before: Option<MessageId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// A page of a business's messages, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SentPage {
+    /// The messages.
+    pub messages: Vec<StoredMessage>,
+    /// Where the next page begins (`SentQuery::before`); `None` at the end. A filtered page may be short, even empty, and
+    /// still have a next: the rows examined for one page are bounded.
+    pub next: Option<MessageId>,
+}
+
+/// Messages and their steps.
+#[async_trait]
+pub trait MessageStore: Send + Sync + 'static {
+    /// Writes messages. The same id again changes nothing.
+    async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError>;
+
+    /// Records steps; the first time of each step wins. A step may come before its message.
+    async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError>;
+
+    /// A message by its id.
+    async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+
+    /// What a business has sent, newest first. `now` decides what has expired.
+    async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError>;
+}

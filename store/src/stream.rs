@@ -1,0 +1,71 @@
+//! Streams: everything sent to a phone, by log position, for as long as it is kept; and how far it was acknowledged.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::{Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
+
+use crate::StoreError;
+
+/// A message in a phone's stream. Written again after a crash it is the same row with the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamRow {
+    /// Whose stream.
+    pub phone: Phone,
+    /// Where in it.
+    pub position: StreamPosition,
+    /// The message.
+    pub id: MessageId,
+    /// When it was accepted: the order between lanes when a stream is read.
+    pub at: Timestamp,
+    /// Not delivered after this.
+    pub expires_at: Option<Timestamp>,
+    /// The record's value, untouched.
+    pub value: Bytes,
+}
+
+/// A page of a stream, oldest first: by epoch, then merged over the lanes by time, in offset order within each lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamPage {
+    /// At most as many rows as were asked for.
+    pub rows: Vec<StreamRow>,
+    /// Whether there is more behind the last row.
+    pub more: bool,
+}
+
+/// Streams of phones.
+#[async_trait]
+pub trait StreamStore: Send + Sync + 'static {
+    /// Writes rows (of any phones) that were read from `partition` of their lanes. The same position again changes
+    /// nothing. Keeps the head and the time marks of each lane partition in the same write.
+    async fn append(&self, partition: u32, rows: Vec<StreamRow>) -> Result<(), StoreError>;
+
+    /// The rows of `phone` that `after` does not cover, at most `limit`. Rows of older epochs than the cursor's count as
+    /// covered; `Cursor::start(Epoch(0))` is before everything.
+    async fn read(&self, phone: Phone, after: Cursor, limit: usize) -> Result<StreamPage, StoreError>;
+
+    /// For each: the highest offset of the phone's stream in the position's epoch and lane that is below its offset.
+    async fn before(&self, of: &[(Phone, StreamPosition)]) -> Result<Vec<Option<u64>>, StoreError>;
+
+    /// For each: whether the message stands in the phone's stream in the position's epoch and lane at a lower offset, or
+    /// in the lane in an earlier epoch. How a repeat that is older than the window is found.
+    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError>;
+
+    /// The highest offset ever appended from a lane's partition; `None` before the first.
+    async fn head(&self, epoch: Epoch, lane: Lane, partition: u32) -> Result<Option<u64>, StoreError>;
+
+    /// The newest epoch that anything was appended in; `None` before the first.
+    async fn newest_epoch(&self) -> Result<Option<Epoch>, StoreError>;
+
+    /// The lowest offset of a lane's partition that is certain to be kept at `now`; 0 while nothing has been let go of.
+    /// A client whose cursor is below it may have missed something.
+    async fn floor(&self, epoch: Epoch, lane: Lane, partition: u32, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// How far the phone acknowledged, on whichever device was furthest.
+    async fn acked(&self, phone: Phone) -> Result<Option<Cursor>, StoreError>;
+
+    /// Records how far phones acknowledged. Never moves back.
+    async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError>;
+
+    /// Lets go of what is older than it is to be kept; returns how many rows went. At most a bounded slice a call.
+    async fn trim(&self, now: Timestamp) -> Result<usize, StoreError>;
+}

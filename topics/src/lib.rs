@@ -1,0 +1,21 @@
+//! The log: which topics there are, the port to it, its engines, and the runner that carries stages over it.
+//!
+//! Reads top-down: `catalogue` (what topics there are) → `record` (what is in them) → `log` (the port) → `embedded`
+//! (the engine in this process) → `runner` (what drives a stage).
+
+pub mod catalogue;
+pub mod embedded;
+pub mod headers;
+pub mod log;
+pub mod partitioner;
+pub mod record;
+pub mod runner;
+
+pub use catalogue::{Durability, Topic, TopicSpec};
+pub use headers::Headers;
+pub use log::{
+    AppendError, Assignment, Bounds, Committer, Consumer, ConsumerEvent, Log, LogError, PartitionStream, Reader,
+    Release, StartAt,
+};
+pub use record::{LogPosition, NewRecord, Received, Record};
+pub use runner::{Outcome, Stage, StageError};

@@ -1,0 +1,181 @@
+//! The port to the log. The embedded engine and Kafka implement it; nothing else knows which one it has.
+//!
+//! Pull, not push: a partition is read only as fast as somebody takes from it, so a partition that nobody takes from is
+//! paused, and that one alone (kafka-rules 8, 10).
+
+use async_trait::async_trait;
+use eshaar_model::{Epoch, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::{LogPosition, NewRecord, Record, Topic};
+
+/// Why an append did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Refused for good; no record of the batch was written.
+    #[error("the log refused the batch: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// It is not known which of the records were written. Append again until it is known: the readers drop repeats.
+    #[error("the log did not answer: {reason}")]
+    Unknown {
+        /// Why.
+        reason: String,
+    },
+    /// The log is being closed.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// Why reading, committing or looking up failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The engine failed; try again.
+    #[error("the log failed to {action}: {reason}")]
+    Engine {
+        /// What was tried.
+        action: &'static str,
+        /// What the engine said.
+        reason: String,
+    },
+    /// A commit for a partition that this member no longer owns (kafka-rules 3).
+    #[error("partition {partition} of {topic} is owned by another member now")]
+    NotOwned {
+        /// Topic.
+        topic: Topic,
+        /// Partition.
+        partition: u32,
+    },
+    /// The log is being closed.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// The offsets a partition holds: `start` is the oldest kept, `end` the one that the next record will get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Oldest offset kept.
+    pub start: u64,
+    /// Offset of the next record.
+    pub end: u64,
+}
+
+/// Where a group begins on a partition it has never committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// At the oldest record kept.
+    Oldest,
+    /// At the end: only what comes from now on.
+    End,
+}
+
+/// A log of topics.
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Appends a batch and returns when every record of it is acknowledged, each as its topic's durability says.
+    /// Positions come back in the order of the records. Records of one partition are written in the order given.
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<LogPosition>, AppendError>;
+
+    /// Joins `group` as a new member. `topics` are co-partitioned: whoever owns partition 3 of one owns 3 of all.
+    async fn join(&self, group: &str, topics: &[Topic], start: StartAt) -> Result<Box<dyn Consumer>, LogError>;
+
+    /// Reads one partition from `offset` on, without a group (gateways, read-back, `tail`). An offset older than what is
+    /// kept begins at the oldest.
+    async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError>;
+
+    /// The offsets a partition holds.
+    async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError>;
+
+    /// The lowest offset of a record made at `at` or later; the end where there is none.
+    async fn offset_at(&self, topic: Topic, partition: u32, at: Timestamp) -> Result<u64, LogError>;
+
+    /// What a group has committed: the offset it reads next, `None` where it never has.
+    async fn committed(&self, group: &str, topic: Topic, partition: u32) -> Result<Option<u64>, LogError>;
+
+    /// The life of the log that offsets belong to.
+    fn epoch(&self) -> Epoch;
+
+    /// How many partitions `topic` has.
+    fn partitions(&self, topic: Topic) -> u32;
+
+    /// Whether the engine answers, for health.
+    async fn ping(&self) -> Result<(), LogError>;
+}
+
+/// One partition, read forward. Both calls are cancel-safe.
+#[async_trait]
+pub trait Reader: Send {
+    /// The topic and partition that are read.
+    fn source(&self) -> (Topic, u32);
+
+    /// The offset that will be read next.
+    fn next_offset(&self) -> u64;
+
+    /// Waits until [`Reader::take`] has at least one record to give.
+    async fn ready(&mut self) -> Result<(), LogError>;
+
+    /// At most `max` records that are at hand, in order, without waiting; may be none.
+    fn take(&mut self, max: usize) -> Vec<Record>;
+}
+
+/// One partition as it was assigned to a member of a group: begins where the group committed.
+pub type PartitionStream = Box<dyn Reader>;
+
+/// Partitions that now belong to this member.
+pub struct Assignment {
+    /// The assignment this belongs to; grows with each. What was begun under an earlier one is not committed under this.
+    pub generation: u64,
+    /// All topics of the subscription, for each partition number assigned.
+    pub partitions: Vec<PartitionStream>,
+}
+
+/// Says that a revoked partition is given up: everything taken from it is settled and committed, or dropped. Dropping it
+/// says the same.
+#[derive(Debug)]
+pub struct Release(pub oneshot::Sender<()>);
+
+impl Release {
+    /// Gives the partitions up.
+    pub fn done(self) {
+        // Nobody waits any more when the log is closed.
+        let _ = self.0.send(());
+    }
+}
+
+/// What happens to a member of a group.
+pub enum ConsumerEvent {
+    /// It has got partitions, besides those it has.
+    Assigned(Assignment),
+    /// It must give partition numbers up: stop taking, drain, commit, then release (kafka-rules 9). They go to another
+    /// member when it has, or after 20 s.
+    Revoked {
+        /// Partition numbers, of all topics of the subscription.
+        partitions: Vec<u32>,
+        /// To be done when they are drained.
+        release: Release,
+    },
+}
+
+/// A member of a group. Dropping it leaves the group.
+#[async_trait]
+pub trait Consumer: Send {
+    /// The next thing that happens to the membership. Cancel-safe.
+    async fn event(&mut self) -> Result<ConsumerEvent, LogError>;
+
+    /// Commits for this member; to be shared with whatever settles records.
+    fn committer(&self) -> std::sync::Arc<dyn Committer>;
+
+    /// Leaves the group; what is not released is lost to it at once.
+    async fn leave(self: Box<Self>);
+}
+
+/// Commits offsets for a member of a group.
+#[async_trait]
+pub trait Committer: Send + Sync {
+    /// Commits the offsets that are to be read next, for partitions assigned in `generation`; refused when they belong to
+    /// another member by now. Durable as the log's derived topics are: a power cut may take it back, never ahead of
+    /// what it stands for.
+    async fn commit(&self, generation: u64, offsets: &[(Topic, u32, u64)]) -> Result<(), LogError>;
+}

@@ -1,0 +1,74 @@
+//! What drives a stage: it alone takes batches, opens spans, appends what a stage forwards, awaits the acknowledgements,
+//! settles offsets in order, commits, pauses, measures and drains. A stage is a decision with its effects around it.
+
+use async_trait::async_trait;
+use eshaar_model::Timestamp;
+
+use crate::{NewRecord, Received, Topic};
+
+/// What becomes of a record.
+#[derive(Debug)]
+#[must_use]
+pub enum Outcome {
+    /// These records follow from it; it is settled when they are acknowledged.
+    Forward(Vec<NewRecord>),
+    /// Nothing follows; its effects are done.
+    Done,
+    /// It failed in a way that may pass. Until the retry topics (R4.1) it is tried again in place, with the delays of
+    /// `eshaar_model::retry`, and holds up its partition; the reason is logged and counted.
+    Retry {
+        /// A stable code.
+        reason: String,
+    },
+    /// It can never succeed: to `dead-letters`.
+    Dead {
+        /// A stable code, e.g. `undecodable`.
+        code: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+    /// Something it depends on is down: take it again at `until`; no attempt is spent (R4.7).
+    Pause {
+        /// When to go on.
+        until: Timestamp,
+        /// What is down.
+        reason: String,
+    },
+}
+
+/// One step of the flow.
+///
+/// Batches are of one partition number: of the stage's inputs, those that are co-partitioned share one worker, which
+/// picks between them by weight ([`Stage::inputs`]).
+#[async_trait]
+pub trait Stage: Send + Sync + 'static {
+    /// Its name in logs, metrics, consumer groups and dead letters.
+    const NAME: &'static str;
+
+    /// What the stage remembers of a partition number while it owns it.
+    type Partition: Send + 'static;
+
+    /// The topics it reads, with the weight of each: of records that wait in several, how many are taken of each in a
+    /// round. Earlier topics go first within a round.
+    fn inputs(&self) -> Vec<(Topic, u32)>;
+
+    /// Called before the first batch of a newly assigned partition number; `next` is the offset to be read next of each
+    /// input.
+    async fn open(&self, partition: u32, next: &[(Topic, u64)]) -> Result<Self::Partition, StageError>;
+
+    /// Handles a batch of 1 to 100 records of one input topic, in order; returns one outcome for each, in order.
+    ///
+    /// When the outcome of a record is `Retry` or `Pause`, those after it in the batch are taken again too, so that order
+    /// holds: effects must bear repetition.
+    async fn handle(&self, partition: &mut Self::Partition, batch: &[Received]) -> Vec<Outcome>;
+
+    /// Makes the effects of everything handled so far durable; called before offsets are committed.
+    async fn sync(&self) -> Result<(), StageError> {
+        Ok(())
+    }
+}
+
+/// A stage could not open a partition or make its effects durable; it is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StageError(pub String);
