@@ -94,7 +94,21 @@ impl<'de> Deserialize<'de> for Phone {
 /// What the world's numbering plans allow: a country code that exists, and a length that its numbers may have. The
 /// metadata answers both without the library's regular expressions, at a tenth of their price.
 mod plan {
+    use phonenumber::Type;
     use phonenumber::metadata::DATABASE;
+
+    const KINDS: [Type; 10] = [
+        Type::Mobile,
+        Type::FixedLine,
+        Type::TollFree,
+        Type::PremiumRate,
+        Type::SharedCost,
+        Type::PersonalNumber,
+        Type::Voip,
+        Type::Pager,
+        Type::Uan,
+        Type::Voicemail,
+    ];
 
     pub(super) fn possible(digits: &str) -> bool {
         (1..=3).any(|code_length| {
@@ -103,7 +117,12 @@ mod plan {
                 return false;
             };
             let length = national.len() as u16;
-            countries.iter().any(|country| country.descriptors().general().possible_length().contains(&length))
+            countries.iter().any(|country| {
+                KINDS
+                    .iter()
+                    .filter_map(|kind| country.descriptors().get(*kind))
+                    .any(|kind| kind.possible_length().contains(&length))
+            })
         })
     }
 }
