@@ -3,8 +3,10 @@
 
 pub mod config;
 pub mod health;
+pub mod listener;
 pub mod metrics;
 pub mod problem;
+pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
 
