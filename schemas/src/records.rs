@@ -6,6 +6,27 @@ use bytes::Bytes;
 use eshaar_model::{MessageId, MessageType, Priority, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::codec::Contract;
+
+macro_rules! contracts {
+    ($($record:ident: $name:literal = $file:literal),+ $(,)?) => {
+        $(impl Contract for $record {
+            const NAME: &'static str = $name;
+            const SCHEMA: &'static str = include_str!(concat!("../avro/", $file));
+        })+
+
+        /// Every contract: its name, and its schema in Avro JSON.
+        pub const CONTRACTS: &[(&str, &str)] = &[$(($record::NAME, $record::SCHEMA)),+];
+    };
+}
+
+contracts! {
+    Message: "eshaar.Message" = "message.avsc",
+    Delivery: "eshaar.Delivery" = "delivery.avsc",
+    StatusChanged: "eshaar.StatusChanged" = "status_changed.avsc",
+    DeadLetter: "eshaar.DeadLetter" = "dead_letter.avsc",
+}
+
 /// `avro/message.avsc`. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
