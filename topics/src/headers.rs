@@ -4,7 +4,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// CloudEvents id: the message's id.
+/// CloudEvents version: `1.0`.
+pub const CE_SPECVERSION: &str = "ce_specversion";
+/// CloudEvents id: the message's id; of a status, that and the status (`<id>.delivered`).
 pub const CE_ID: &str = "ce_id";
 /// CloudEvents type.
 pub const CE_TYPE: &str = "ce_type";

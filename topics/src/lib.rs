@@ -1,10 +1,11 @@
 //! The log: which topics there are, the port to it, its engines, and the runner that carries stages over it.
 //!
 //! Reads top-down: `catalogue` (what topics there are) → `record` (what is in them) → `log` (the port) → `embedded`
-//! (the engine in this process) → `runner` (what drives a stage).
+//! (the engine in this process) → `flow` (the records of the flow, made in one place) → `runner` (what drives a stage).
 
 pub mod catalogue;
 pub mod embedded;
+pub mod flow;
 pub mod headers;
 pub mod log;
 pub mod partitioner;
