@@ -1,10 +1,20 @@
 //! Who is calling: API keys of businesses, JWTs of mobile users. Shared by ingest and gateway.
+//!
+//! `keys` (the form of an API key, minting, looking it up) · `jwt` (what a token must hold, issuing one) · `jwks` (the
+//! public keys of an identity provider). Credentials are never logged and never part of an error.
+
+pub mod jwks;
+pub mod jwt;
+pub mod keys;
 
 use std::sync::Arc;
 
 use eshaar_model::{Clock, Permission, Principal, Timestamp};
 use eshaar_store::KeyStore;
 use serde::Deserialize;
+
+/// Longest credential that is looked at, in bytes. Tokens with many claims stay below 4 KiB.
+pub const CREDENTIAL_BYTES: usize = 8 * 1024;
 
 /// A caller whose credential was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +50,33 @@ pub enum AuthError {
     Unavailable(String),
 }
 
+/// The options name something that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A file cannot be read.
+    #[error("{option}: cannot read {path}: {source}")]
+    File {
+        /// The option that names it.
+        option: &'static str,
+        /// Its path.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The HS256 secret is too short to be safe (RFC 7518, 3.2).
+    #[error("auth.jwt_secret_file: needs a secret of at least {} bytes, has {length}", jwt::SECRET_BYTES)]
+    ShortSecret {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Tokens cannot be issued without a secret.
+    #[error("auth.jwt_secret_file is empty: tokens can be checked, not issued")]
+    NoSecret,
+    /// The key set is not one.
+    #[error("auth.jwks: {0}")]
+    Jwks(#[from] jwks::JwksError),
+}
+
 /// How mobile users' tokens are checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,17 +94,40 @@ pub struct Options {
 /// Checks credentials. Cheap to clone.
 #[derive(Clone)]
 pub struct Authenticator {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    keys: keys::Keys,
+    tokens: jwt::Tokens,
 }
 
 impl Authenticator {
-    /// Reads the secret and the key set that `options` name.
-    pub async fn new(_options: Options, _keys: Arc<dyn KeyStore>, _clock: Clock) -> Result<Self, AuthError> {
-        unimplemented!("the auth crate is being built")
+    /// Reads the secret and the key set that `options` name. A key set behind a URL that does not answer is no error: it
+    /// is asked again when a token needs it.
+    pub async fn new(options: Options, keys: Arc<dyn KeyStore>, clock: Clock) -> Result<Self, SetupError> {
+        let tokens = jwt::Tokens::new(&options, clock.clone()).await?;
+        Ok(Self { inner: Arc::new(Inner { keys: keys::Keys::new(keys, clock), tokens }) })
     }
 
     /// Who holds this credential: an API key (`esk_…`) or a JWT.
-    pub async fn authenticate(&self, _credential: &str) -> Result<Identity, AuthError> {
-        unimplemented!("the auth crate is being built")
+    pub async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError> {
+        if credential.is_empty() {
+            return Err(AuthError::Missing);
+        }
+        if credential.len() > CREDENTIAL_BYTES {
+            return Err(AuthError::Refused("it is longer than any of ours"));
+        }
+        if credential.starts_with(keys::PREFIX) {
+            self.inner.keys.authenticate(credential).await
+        } else {
+            self.inner.tokens.authenticate(credential).await
+        }
+    }
+
+    /// Forgets what is cached of an API key, so that its revocation holds at once in this process; in others it holds
+    /// within [`keys::CACHED_FOR`].
+    pub async fn forget_key(&self, id: &str) {
+        self.inner.keys.forget(id).await;
     }
 }
