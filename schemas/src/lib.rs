@@ -4,9 +4,10 @@
 //! Depends on `model` alone; knows no topic's name and no engine.
 
 pub mod codec;
+mod json;
 pub mod records;
 pub mod registry;
 
-pub use codec::{Codecs, Contract, DecodeError, EncodeError};
+pub use codec::{Codecs, Contract, DecodeError, EncodeError, schema_id};
 pub use records::{DeadLetter, Delivery, Hint, Media, Message, MessageHint, StatusChanged, StatusHint};
-pub use registry::{Compatibility, Registry, RegistryError, SchemaId};
+pub use registry::{Compatibility, Missing, Registry, RegistryError, SchemaId};
