@@ -2,6 +2,9 @@
 //!
 //! Presence is a hint: a wrong answer costs a detour (the recipient's session reads its stream), never a message.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod conformance;
 pub mod local;
 
 use std::time::Duration;
