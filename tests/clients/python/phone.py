@@ -1,0 +1,119 @@
+"""A mobile app's client, written from docs/protocol.md alone: hello, keep the newest cursor, ack, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+SUBPROTOCOL = "eshaar.v1.json"
+FRAME_LIMIT_S = 15.0
+
+Frame = dict[str, Any]
+
+
+class Session:
+    """One connection, from its hello to its close."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.bye: Frame | None = None
+
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.socket.close()
+
+    async def send(self, op: str, **fields: Any) -> None:
+        await self.send_text(json.dumps({"op": op} | fields))
+
+    async def send_text(self, text: str | bytes) -> None:
+        await self.socket.send(text)
+
+    async def frame(self, limit_s: float = FRAME_LIMIT_S) -> Frame:
+        """The next frame."""
+        async with asyncio.timeout(limit_s):
+            frame = json.loads(await self.socket.recv())
+        if frame["op"] == "bye":
+            self.bye = frame
+        return frame
+
+    async def expect(self, op: str, limit_s: float = FRAME_LIMIT_S) -> Frame:
+        """The next frame, which must be this one."""
+        frame = await self.frame(limit_s)
+        assert frame["op"] == op, f"expected {op}, got {frame}"
+        return frame
+
+    async def messages(self, count: int) -> list[Frame]:
+        """The next frames, which must be messages."""
+        return [await self.expect("message") for _ in range(count)]
+
+    async def until(self, op: str) -> list[Frame]:
+        """Every frame up to the first of this kind, which is the last of the list."""
+        frames = [await self.frame()]
+        while frames[-1]["op"] != op:
+            frames.append(await self.frame())
+        return frames
+
+    async def silence(self, seconds: float = 0.5) -> None:
+        """Fails if a frame comes within this time: what should not come can only be waited for."""
+        try:
+            frame = await self.frame(seconds)
+        except TimeoutError:
+            return
+        raise AssertionError(f"expected nothing, got {frame}")
+
+    async def closed(self, limit_s: float = FRAME_LIMIT_S) -> int:
+        """Reads to the end; returns the close code. The bye before it, if there was one, is in `bye`."""
+        try:
+            while True:
+                await self.frame(limit_s)
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None, "the connection ended without a close frame"
+            return closed.rcvd.code
+
+
+class Phone:
+    """A user with the token of their phone number."""
+
+    def __init__(self, url: str, number: str, token: str) -> None:
+        self.url = url
+        self.number = number
+        self.token = token
+
+    async def dial(self, **options: Any) -> Session:
+        """Connects, without saying hello."""
+        options.setdefault("additional_headers", {"Authorization": f"Bearer {self.token}"})
+        options.setdefault("subprotocols", [SUBPROTOCOL])
+        options.setdefault("compression", None)
+        return Session(await connect(options.pop("url", self.url), proxy=None, **options))
+
+    async def connect(self, **hello: Any) -> Session:
+        """Connects and says hello; the welcome is checked."""
+        session = await self.dial()
+        await session.send("hello", **hello)
+        welcome = await session.expect("welcome")
+        assert welcome["principal"] == self.number and welcome["session"]
+        return session
+
+    async def connect_empty(self, **hello: Any) -> Session:
+        """Connects where nothing waits: ready for live messages."""
+        session = await self.connect(**hello)
+        await session.expect("caught_up")
+        return session
+
+    async def fetch(self, **hello: Any) -> list[Frame]:
+        """Connects, takes what waits, and goes: the messages."""
+        async with await self.connect(**hello) as session:
+            frames = await session.until("caught_up")
+        assert all(frame["op"] == "message" for frame in frames[:-1]), frames
+        return frames[:-1]
+
+
+def contents(messages: list[Frame]) -> list[str]:
+    """What the user reads."""
+    return [message["content"] for message in messages]

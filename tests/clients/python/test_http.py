@@ -1,0 +1,283 @@
+"""The HTTP API as a business and a phone use it: single messages, bulk, lists, the stream, and the errors."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import uuid
+
+import httpx
+import pytest
+import zstandard
+
+from business import Business
+from phone import Phone, contents
+from server import new_phone
+
+ENCODINGS = {
+    "plain": (None, None),
+    "gzip": ("gzip", gzip.compress),
+    "zstd": ("zstd", lambda body: zstandard.ZstdCompressor().compress(body)),
+}
+
+
+def line(to: str, content: str, **fields) -> dict:
+    """One message, as a line of a bulk request."""
+    return {"to": to, "type": "one_way", "content": content} | fields
+
+
+def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict:
+    """The problem that an answer must be."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status and body["code"] and body["detail"] and body["title"]
+    assert code is None or body["code"] == code, body
+    return body
+
+
+# --- one message ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_has_a_timeline(demo: Business, phone: Phone):
+    id = await demo.say(phone.number, "hello", reference="order-7")
+    message = await demo.message(id)
+    assert message["status"] == "sent" and message["to"] == phone.number and message["reference"] == "order-7"
+    [sent] = message["timeline"]
+    assert sent["step"] == "sent" and sent["at"] == message["sent_at"]
+    async with await phone.connect(**{"from": "start"}) as session:
+        [received] = await session.messages(1)
+        await session.send("read", ids=[received["id"]])
+        message = await demo.reaches(id, "read")
+    times = [step["at"] for step in message["timeline"]]
+    assert times == sorted(times)
+
+
+async def test_a_changed_body_under_a_used_key_is_refused(demo: Business, phone: Phone):
+    key = str(uuid.uuid4())
+    first = await demo.post(phone.number, "pay 5", key=key)
+    assert first.status_code == 202
+    problem(await demo.post(phone.number, "pay 6", key=key), 422)
+    repeat = await demo.post(phone.number, "pay 5", key=key)
+    assert repeat.headers["Idempotency-Replayed"] == "true" and repeat.json() == first.json()
+
+
+async def test_keys_of_two_businesses_do_not_meet(demo: Business, phone: Phone, server):
+    async with Business(server.url, server.new_key("acme")) as acme:
+        ids = {await business.say(phone.number, "hello", key="invoice-1-" + phone.number) for business in (demo, acme)}
+    assert len(ids) == 2
+
+
+async def test_a_business_sees_only_its_own(demo: Business, phone: Phone, server):
+    id = await demo.say(phone.number, "hello")
+    await demo.message(id)
+    async with Business(server.url, server.new_key("acme")) as acme:
+        problem(await acme.http.get(f"/v1/messages/{id}"), 404)
+        assert (await acme.list())["messages"] == []
+
+
+REFUSED = {
+    "no content": {"to": "+966512345678", "type": "one_way"},
+    "no recipient": {"type": "one_way", "content": "x"},
+    "too long": line("+966512345678", "x" * 10_001),
+    "not a phone": line("0512345678", "x"),
+    "a short phone": line("+96651234", "x"),
+    "empty": line("+966512345678", ""),
+    "an unknown type": line("+966512345678", "x", type="fax"),
+    "an unknown priority": line("+966512345678", "x", priority="urgent"),
+    "an unknown field": line("+966512345678", "x", colour="red"),
+    "no time to live": line("+966512345678", "x", ttl_s=0),
+    "too long to live": line("+966512345678", "x", ttl_s=30 * 86_400 + 1),
+    "a long reference": line("+966512345678", "x", reference="r" * 129),
+    "a long collapse key": line("+966512345678", "x", collapse_key="k" * 65),
+}
+
+
+@pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED.keys())
+async def test_a_message_that_breaks_a_rule_is_refused(demo: Business, body: dict):
+    problem(await demo.http.post("/v1/messages", json=body), 400)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000], ids=repr)
+async def test_a_body_that_is_no_message_is_refused(demo: Business, body: bytes):
+    problem(await demo.http.post("/v1/messages", content=body, headers={"Content-Type": "application/json"}), 400)
+
+
+async def test_errors_have_a_stable_code(demo: Business):
+    anonymous = {"Authorization": ""}
+    problem(await demo.http.post("/v1/messages", json=REFUSED["too long"], headers=anonymous), 401, "unauthenticated")
+    problem(await demo.http.get("/v1/messages/019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"), 404)
+    problem(await demo.http.get("/v1/nothing"), 404)
+    problem(await demo.http.delete("/v1/messages"), 405)
+    problem(await demo.http.post("/v1/messages", content=b"{}", headers={"Content-Type": "text/xml"}), 415)
+    too_large = line("+966512345678", "x" * 2_000_000)
+    problem(await demo.http.post("/v1/messages", json=too_large), 413)
+
+
+async def test_a_phone_may_not_send_and_a_business_has_no_stream(demo: Business, phone: Phone):
+    async with Business(demo.url, phone.token) as user:
+        problem(await user.post(phone.number, "hello"), 403)
+    problem(await demo.http.get("/v1/stream"), 403)
+
+
+async def test_a_correlation_id_comes_back(demo: Business, phone: Phone):
+    headers = {"X-Correlation-Id": "checkout-4711"}
+    answer = await demo.http.post("/v1/messages", json=line(phone.number, "hello"), headers=headers)
+    assert answer.headers["X-Correlation-Id"] == "checkout-4711"
+
+
+# --- bulk -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+async def test_a_bulk_request_has_a_result_for_every_line(demo: Business, phone: Phone, encoding):
+    texts = [f"message {n}" for n in range(1_000)]
+    *results, total = await demo.bulk((line(phone.number, text) for text in texts), *encoding)
+    assert total == {"accepted": 1_000, "rejected": 0}
+    assert [result["line"] for result in results] == list(range(1, 1_001))
+    received = []
+    async with await phone.connect(**{"from": "start"}) as session:
+        while len(received) < 1_000:
+            received += await session.messages(min(100, 1_000 - len(received)))
+            await session.send("ack", cursor=received[-1]["cursor"])
+    assert contents(received) == texts
+    assert [message["id"] for message in received] == [result["id"] for result in results]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+async def test_a_bad_line_does_not_fail_the_rest(demo: Business, phone: Phone, encoding):
+    bad = ["not json", "{}", "[1]", json.dumps(line("123", "x")), json.dumps(line(phone.number, "x" * 10_001))]
+    good = [json.dumps(line(phone.number, f"message {n}")) for n in range(len(bad))]
+    body = "\n".join(itertools.chain.from_iterable(zip(good, bad))).encode()
+    name, encode = encoding
+    headers = {"Content-Type": "application/x-ndjson"} | ({"Content-Encoding": name} if name else {})
+    answer = await demo.http.post("/v1/messages/bulk", content=encode(body) if encode else body, headers=headers)
+    assert answer.status_code == 200
+    *results, total = [json.loads(text) for text in answer.text.splitlines()]
+    assert total == {"accepted": 5, "rejected": 5}
+    for place, result in enumerate(results):
+        assert result["line"] == place + 1
+        assert ("id" in result) == (place % 2 == 0)
+        assert ("error" in result) == (place % 2 == 1)
+    assert all(result["error"]["code"] and result["error"]["detail"] for result in results[1::2])
+    assert contents(await phone.fetch(**{"from": "start"})) == [f"message {n}" for n in range(5)]
+
+
+async def test_a_bulk_request_repeated_with_its_key_is_sent_once(demo: Business, phone: Phone):
+    body = "".join(json.dumps(line(phone.number, f"message {n}")) + "\n" for n in range(50))
+    headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": str(uuid.uuid4())}
+    first, second = [await demo.http.post("/v1/messages/bulk", content=body, headers=headers) for _ in range(2)]
+    assert first.status_code == second.status_code == 200
+    ids = [[json.loads(text).get("id") for text in answer.text.splitlines()] for answer in (first, second)]
+    assert ids[0] == ids[1]
+    assert contents(await phone.fetch(**{"from": "start"})) == [f"message {n}" for n in range(50)]
+
+
+async def test_a_line_may_have_a_key_of_its_own(demo: Business, phone: Phone):
+    key = str(uuid.uuid4())
+    lines = [line(phone.number, "once", idempotency_key=key)] * 3
+    *results, _ = await demo.bulk(lines)
+    assert len({result["id"] for result in results}) == 1
+    assert contents(await phone.fetch(**{"from": "start"})) == ["once"]
+
+
+async def test_a_broken_encoding_is_a_clear_end(demo: Business, phone: Phone):
+    headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps(line(phone.number, "hello")).encode())
+    cut = await demo.http.post("/v1/messages/bulk", content=body[:-12], headers=headers)
+    garbage = await demo.http.post("/v1/messages/bulk", content=b"no gzip at all", headers=headers)
+    for answer in (cut, garbage):
+        assert answer.status_code in (200, 400)
+        assert "error" in answer.text or answer.status_code == 400
+    unknown = headers | {"Content-Encoding": "br"}
+    problem(await demo.http.post("/v1/messages/bulk", content=b"x", headers=unknown), 415)
+
+
+async def test_a_decompression_bomb_is_refused(demo: Business):
+    bomb = gzip.compress(b"\n" * 50 + b"x" * 200_000_000)
+    headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
+    answer = await demo.http.post("/v1/messages/bulk", content=bomb, headers=headers)
+    assert answer.status_code in (200, 400, 413)
+    assert answer.status_code != 200 or "error" in answer.text
+
+
+# --- lists and the stream -------------------------------------------------------------------------------------------
+
+
+async def pages(business: Business, **query) -> list[dict]:
+    """Every message of a list, page by page."""
+    messages, cursor = [], None
+    while True:
+        page = await business.list(**query, **({"cursor": cursor} if cursor else {}))
+        messages += page["messages"]
+        cursor = page["next"]
+        if cursor is None:
+            return messages
+
+
+async def test_a_list_is_paged_newest_first_and_stable_while_new_ones_come(demo: Business, server):
+    async with Business(server.url, server.new_key("pages-" + uuid.uuid4().hex[:8])) as business:
+        ids = await business.say_all(new_phone(), [f"message {n}" for n in range(23)])
+        for id in ids:
+            await business.message(id)
+        first = await business.list(limit=10)
+        late = await business.say(new_phone(), "late")
+        await business.message(late)
+        rest = await pages(business, limit=10, cursor=first["next"]) if False else []
+        cursor = first["next"]
+        while cursor:
+            page = await business.list(limit=10, cursor=cursor)
+            rest += page["messages"]
+            cursor = page["next"]
+        assert [message["id"] for message in first["messages"] + rest] == ids[::-1]
+
+
+async def test_a_list_is_filtered(demo: Business, server):
+    from conftest import phone_of
+
+    phone = phone_of(server)
+    async with Business(server.url, server.new_key("filters-" + uuid.uuid4().hex[:8])) as business:
+        read, _, waiting = [await business.say(phone.number, text) for text in ("one", "two", "three")]
+        elsewhere = await business.say(new_phone(), "elsewhere")
+        async with await phone.connect(**{"from": "start"}) as session:
+            messages = await session.messages(3)
+            await session.send("ack", cursor=messages[1]["cursor"])
+            await session.send("read", ids=[read])
+            await business.reaches(read, "read")
+            await business.reaches(messages[1]["id"], "delivered")
+        await business.message(elsewhere)
+
+        def ids(messages: list[dict]) -> set[str]:
+            return {message["id"] for message in messages}
+
+        assert ids(await pages(business, to=phone.number)) == ids(messages)
+        assert ids(await pages(business, status="read")) == {read}
+        assert ids(await pages(business, status="sent")) == {waiting, elsewhere}
+        assert ids(await pages(business, status="sent", to=phone.number)) == {waiting}
+        assert ids(await pages(business, type="chat")) == set()
+        assert len(await pages(business, type="one_way", limit=1)) == 4
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"limit": "x"}, {"status": "x"}, {"type": "x"}, {"to": "x"}, {"cursor": "x"}], ids=repr)
+async def test_a_query_that_makes_no_sense_is_refused(demo: Business, query: dict):
+    problem(await demo.http.get("/v1/messages", params=query), 400)
+
+
+async def test_the_stream_can_be_read_over_http(demo: Business, phone: Phone):
+    texts = [f"message {n}" for n in range(30)]
+    ids = await demo.say_all(phone.number, texts)
+    for id in ids:
+        await demo.message(id)
+    live = await phone.fetch(**{"from": "start"})
+    async with Business(demo.url, phone.token) as user:
+        received, query = [], {"limit": 7}
+        while True:
+            page = (await user.http.get("/v1/stream", params=query)).json()
+            received += page["messages"]
+            if not page["messages"]:
+                break
+            query["after"] = page["messages"][-1]["cursor"]
+        assert [dict(message, op="message") for message in received] == live
+        problem(await user.http.get("/v1/stream", params={"after": "garbage"}), 400)
+    assert contents(await phone.fetch(after=received[9]["cursor"])) == texts[10:], "cursors are the same everywhere"
