@@ -24,7 +24,7 @@ class Business:
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False
         )
 
-    async def __aenter__(self) -> "Business":
+    async def __aenter__(self) -> Business:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from business import Business
 from phone import Phone
-from server import Server, new_phone
+from server import Server
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +45,4 @@ async def demo(server: Server) -> AsyncIterator[Business]:
 @pytest.fixture
 def phone(server: Server) -> Phone:
     """A phone that nobody has written to yet, on the shared server."""
-    return phone_of(server)
-
-
-def phone_of(server: Server) -> Phone:
-    """A phone that nobody has written to yet."""
-    number = new_phone()
-    return Phone(server.ws_url, number, server.token(number))
+    return Phone.new(server)

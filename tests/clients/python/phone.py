@@ -9,6 +9,8 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from server import Server, new_phone
+
 SUBPROTOCOL = "eshaar.v1.json"
 FRAME_LIMIT_S = 15.0
 
@@ -22,7 +24,7 @@ class Session:
         self.socket = socket
         self.bye: Frame | None = None
 
-    async def __aenter__(self) -> "Session":
+    async def __aenter__(self) -> Session:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,6 +86,12 @@ class Phone:
         self.url = url
         self.number = number
         self.token = token
+
+    @classmethod
+    def new(cls, server: Server) -> Phone:
+        """A phone that nobody has written to yet."""
+        number = new_phone()
+        return cls(server.ws_url, number, server.token(number))
 
     async def dial(self, **options: Any) -> Session:
         """Connects, without saying hello."""

@@ -60,7 +60,7 @@ class Server:
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/v1/ws"
 
-    def start(self) -> "Server":
+    def start(self) -> Server:
         """Starts the process and waits until `/health` says that it serves."""
         command = [binary(), "serve", "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}"]
         for setting in self.settings:

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from business import Business
-from conftest import phone_of
 from phone import Phone, contents
 
 NO_CURSORS = ["", "garbage", "AAAA", "AQECAAAA=", "AQECAAAA" * 40, "🙂", " AQECAAAA", "AQECAAAAAA", "/////w", "AQ"]
@@ -24,7 +23,7 @@ async def test_what_is_no_cursor_closes_the_session(phone: Phone, cursor: str):
 
 async def test_a_cursor_that_is_too_old_is_answered_with_a_gap_and_what_is_kept(new_server):
     server = new_server("store.stream_ttl_s=3")
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.demo_key) as demo:
         await demo.say_all(phone.number, ["first", "second"])
         first, _ = await phone.fetch(**{"from": "start"})
@@ -46,7 +45,7 @@ async def test_a_cursor_that_is_too_old_is_answered_with_a_gap_and_what_is_kept(
 
 async def test_a_cursor_that_this_server_never_sent_is_past_its_head(new_server):
     ahead, behind = new_server(), new_server()
-    phone = phone_of(ahead)
+    phone = Phone.new(ahead)
     async with Business(ahead.url, ahead.demo_key) as demo:
         await demo.say_all(phone.number, [f"message {n}" for n in range(10)])
     cursor = (await phone.fetch(**{"from": "start"}))[-1]["cursor"]
@@ -64,7 +63,7 @@ async def test_a_cursor_that_this_server_never_sent_is_past_its_head(new_server)
 
 async def test_a_cursor_of_a_log_that_was_replaced_is_of_another_epoch(new_server):
     server = new_server()
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.demo_key) as demo:
         ids = await demo.say_all(phone.number, [f"message {n}" for n in range(5)])
         messages = await phone.fetch(**{"from": "start"})

@@ -11,6 +11,7 @@ import fastavro
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
+from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from business import Business
@@ -57,8 +58,6 @@ def test_a_schema_that_old_readers_could_not_read_is_not_compatible(registry: Sc
 
 
 def test_the_registry_refuses_registrations_from_outside(registry: SchemaRegistryClient):
-    from confluent_kafka.schema_registry.error import SchemaRegistryError
-
     with pytest.raises(SchemaRegistryError):
         registry.register_schema("intruder-value", Schema('"string"', "AVRO"))
     assert "intruder-value" not in registry.get_subjects()

@@ -7,8 +7,8 @@ import uuid
 
 import pytest
 
-from phone import Phone, contents
 from business import Business
+from phone import Phone, contents
 
 
 async def test_a_message_to_a_connected_phone_arrives_at_once(demo: Business, phone: Phone):
@@ -114,9 +114,7 @@ async def test_a_device_that_acknowledged_does_not_take_messages_from_another(de
 
 
 async def test_a_phone_gets_only_its_own_messages(demo: Business, phone: Phone, server):
-    from conftest import phone_of
-
-    other = phone_of(server)
+    other = Phone.new(server)
     async with await phone.connect_empty() as mine, await other.connect_empty() as theirs:
         await demo.say(other.number, "for the other")
         assert contents(await theirs.messages(1)) == ["for the other"]
@@ -124,7 +122,7 @@ async def test_a_phone_gets_only_its_own_messages(demo: Business, phone: Phone, 
 
 
 async def test_content_arrives_as_it_was_written(demo: Business, phone: Phone):
-    texts = ["رسالة من البنك ١٢٣", "👩‍👩‍👧‍👦 \u200f \"quoted\" \\ slash", "line\nline\ttab", "a" * 10_000, "٪" * 10_000]
+    texts = ["رسالة من البنك ١٢٣", '👩‍👩‍👧‍👦 \u200f "quoted" \\ slash', "line\nline\ttab", "a" * 10_000, "٪" * 10_000]
     async with await phone.connect_empty() as session:
         for text in texts:
             await demo.say(phone.number, text)

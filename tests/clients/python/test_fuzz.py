@@ -17,14 +17,34 @@ import pytest_asyncio
 from websockets.exceptions import ConnectionClosed
 
 from business import Business
-from conftest import phone_of
 from phone import Phone, Session
 from server import Server
 
 # Above what a first round of traffic leaves behind (allocator, caches); a leak of what is thrown at it is far more.
 FLAT_KIB = 24 * 1024
 SEED = int(os.environ.get("ESHAAR_SEED", random.SystemRandom().randrange(2**32)))
-CLOSES = {1000, 1001, 1002, 1003, 1006, 1007, 1009, 4000, 4001, 4008, 4009, 4010, 4501, 4503, 4504, 4505, 4508, 4510, 4511, 4512}
+CLOSES = {
+    1000,
+    1001,
+    1002,
+    1003,
+    1006,
+    1007,
+    1009,
+    4000,
+    4001,
+    4008,
+    4009,
+    4010,
+    4501,
+    4503,
+    4504,
+    4505,
+    4508,
+    4510,
+    4511,
+    4512,
+}
 
 
 class Target:
@@ -32,7 +52,7 @@ class Target:
 
     def __init__(self, server: Server, demo: Business) -> None:
         self.server, self.demo = server, demo
-        self.victim = phone_of(server)
+        self.victim = Phone.new(server)
         self.seeds = random.Random(SEED)
 
     async def serves(self) -> None:
@@ -118,7 +138,7 @@ async def test_random_frames(target: Target):
             assert await closing in CLOSES, f"seed {SEED}"
 
     async def attack() -> None:
-        phones = [phone_of(target.server) for _ in range(20)]
+        phones = [Phone.new(target.server) for _ in range(20)]
         for _ in range(5):
             await asyncio.gather(*(client(phone, random.Random(target.seeds.random())) for phone in phones))
 
@@ -129,14 +149,19 @@ async def upgraded(phone: Phone, port: int) -> tuple[asyncio.StreamReader, async
     """A socket right after the upgrade, for bytes that no library would send."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     key = base64.b64encode(os.urandom(16)).decode()
-    writer.write(
-        (
-            f"GET /v1/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: eshaar.v1.json\r\nAuthorization: Bearer {phone.token}\r\n\r\n"
-        ).encode()
-    )
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert b" 101 " in head, head
+    head = [
+        "GET /v1/ws HTTP/1.1",
+        "Host: x",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Protocol: eshaar.v1.json",
+        f"Authorization: Bearer {phone.token}",
+    ]
+    writer.write("\r\n".join([*head, "", ""]).encode())
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert b" 101 " in answer, answer
     return reader, writer
 
 
@@ -179,7 +204,7 @@ def wire_attacks(seeds: random.Random) -> dict[str, list[bytes]]:
 async def test_broken_bytes_on_the_wire(target: Target):
     async def attack() -> None:
         for name, pieces in wire_attacks(target.seeds).items():
-            reader, writer = await upgraded(phone_of(target.server), target.server.port)
+            reader, writer = await upgraded(Phone.new(target.server), target.server.port)
             try:
                 for piece in pieces:
                     writer.write(piece)
@@ -204,7 +229,7 @@ async def test_half_open_sockets(target: Target):
     async def attack() -> None:
         held = []
         for _ in range(60):
-            phone = phone_of(target.server)
+            phone = Phone.new(target.server)
             _, silent = await asyncio.open_connection("127.0.0.1", target.server.port)
             _, cut = await asyncio.open_connection("127.0.0.1", target.server.port)
             cut.write(b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nUpgr")
@@ -240,9 +265,11 @@ async def test_senders_of_a_byte_a_second(target: Target):
         return time.monotonic() - began
 
     port = target.server.port
-    hellos = [await upgraded(phone_of(target.server), port) for _ in range(20)]
+    hellos = [await upgraded(Phone.new(target.server), port) for _ in range(20)]
     requests = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
-    dripping = [asyncio.create_task(drip(*ends, frame(1, b'{"op":"hello","device":"' + b"x" * 90 + b'"}'))) for ends in hellos]
+    dripping = [
+        asyncio.create_task(drip(*ends, frame(1, b'{"op":"hello","device":"' + b"x" * 90 + b'"}'))) for ends in hellos
+    ]
     dripping += [asyncio.create_task(drip(*ends, b"GET /health HTTP/1.1\r\nX: " + b"x" * 100)) for ends in requests]
     await target.serves()
     for took in await asyncio.gather(*dripping):
@@ -253,7 +280,7 @@ async def test_senders_of_a_byte_a_second(target: Target):
 @pytest.mark.timeout(180)
 async def test_slow_readers_under_load(target: Target):
     """Phones that ask for everything and never read: others are served, memory is bounded."""
-    slow = [phone_of(target.server) for _ in range(30)]
+    slow = [Phone.new(target.server) for _ in range(30)]
     text = "x" * 4_000
 
     async def attack() -> None:

@@ -91,9 +91,7 @@ async def test_a_phone_may_read_over_http(demo: Business, phone: Phone):
 
 
 async def test_repeated_and_foreign_receipts_change_nothing(demo: Business, phone: Phone, server):
-    from conftest import phone_of
-
-    other = phone_of(server)
+    other = Phone.new(server)
     foreign = await demo.say(other.number, "not yours")
     async with await phone.connect_empty() as session:
         id = await demo.say(phone.number, "yours")

@@ -10,7 +10,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from business import Business
-from conftest import phone_of
 from phone import Phone
 from server import Server
 
@@ -59,7 +58,7 @@ async def receive_all(phone: Phone, count: int) -> list[str]:
 @pytest.mark.timeout(240)
 async def test_killed_again_and_again_nothing_is_lost_doubled_or_out_of_order(new_server):
     server: Server = new_server()
-    phones = [phone_of(server) for _ in range(PHONES)]
+    phones = [Phone.new(server) for _ in range(PHONES)]
     online = [asyncio.create_task(receive_all(phone, MESSAGES)) for phone in phones[: PHONES // 2]]
     async with Business(server.url, server.demo_key) as demo:
         sending = [asyncio.create_task(send_until_accepted(demo, phone, MESSAGES)) for phone in phones]
@@ -83,7 +82,7 @@ async def phone_history(phone: Phone) -> list[dict]:
 
 async def test_what_was_accepted_right_before_a_kill_is_delivered_after_it(new_server):
     server: Server = new_server()
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.demo_key) as demo:
         for round in range(5):
             id = await demo.say(phone.number, f"round {round}")
@@ -104,7 +103,7 @@ async def poll_for(phone: Phone, count: int) -> list[dict]:
 
 async def test_an_idempotency_key_outlives_a_kill(new_server):
     server: Server = new_server()
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.demo_key) as demo:
         first = await demo.post(phone.number, "pay 5", key="invoice-9")
         server.kill()
@@ -117,7 +116,7 @@ async def test_an_idempotency_key_outlives_a_kill(new_server):
 
 async def test_a_clean_stop_hands_everything_on(new_server):
     server: Server = new_server()
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.demo_key) as demo:
         ids = await demo.say_all(phone.number, [f"message {n}" for n in range(20)])
         assert server.stop() == 0

@@ -168,12 +168,12 @@ async def test_only_a_window_of_messages_is_under_way_unacknowledged(demo: Busin
 
 
 async def test_a_renewed_token_keeps_the_session_open(server, demo: Business, phone: Phone):
-    phone.token = server.token(phone.number, ttl_s=4)
+    phone.token = server.token(phone.number, ttl_s=2)
     async with await phone.connect_empty() as session:
         await session.send("renew", access_token=server.token(phone.number, ttl_s=600))
         renewed = await session.expect("renewed")
         assert renewed["expires_at"].endswith("Z")
-        await session.silence(seconds=6)
+        await session.silence(seconds=9)
         await demo.say(phone.number, "still here")
         await session.messages(1)
 
@@ -195,10 +195,8 @@ async def test_a_renewal_must_be_valid_and_of_the_same_principal(server, phone: 
 
 
 async def test_a_server_that_stops_says_goodbye_and_when_to_come_back(new_server):
-    from conftest import phone_of
-
     server = new_server()
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with await phone.connect_empty() as session:
         stopping = asyncio.create_task(asyncio.to_thread(server.stop))
         assert await session.closed() == 4001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -14,7 +15,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from business import Business
-from conftest import phone_of
 from phone import Phone
 from server import Server, new_phone
 
@@ -115,8 +115,10 @@ async def test_tokens_of_an_unpublished_key_are_refused(jwks_server: Server, iss
 
 
 async def test_a_public_key_is_not_taken_for_a_shared_secret(jwks_server: Server, issuer: Issuer):
-    pem = issuer.keys["RS256"].public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    pem = (
+        issuer.keys["RS256"]
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     claims = {"sub": new_phone(), "exp": time.time() + 600}
     signing = jwt.PyJWS()
@@ -130,15 +132,13 @@ async def test_a_public_key_is_not_taken_for_a_shared_secret(jwks_server: Server
 
 
 async def test_a_key_does_what_its_permissions_allow(server: Server):
-    phone = phone_of(server)
+    phone = Phone.new(server)
     async with Business(server.url, server.new_key("readers", "chat")) as business:
         answer = await business.post(phone.number, "hello")
         assert answer.status_code == 403 and "messages:send" in answer.json()["detail"]
 
 
 async def test_a_revoked_key_is_refused(server: Server):
-    import asyncio
-
     key = server.new_key("leaving")
     async with Business(server.url, key) as business:
         assert (await business.http.get("/v1/messages")).status_code == 200
