@@ -6,6 +6,9 @@ use eshaar_model::Timestamp;
 
 use crate::StoreError;
 
+/// How long a claim stands, in milliseconds: 24 h.
+pub const KEPT_MS: i64 = 24 * 3600 * 1000;
+
 /// A key, within the principal that used it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimKey {

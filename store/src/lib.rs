@@ -4,6 +4,7 @@
 //! call). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
 
 pub mod claims;
+pub mod conformance;
 pub mod error;
 pub mod keys;
 pub mod messages;
@@ -41,4 +42,8 @@ pub trait StoreEngine: Send + Sync + 'static {
 
     /// Whether the engine answers, for health.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Ends the engine in order: what was called before is done, what is called later fails as closed. Returns when
+    /// nothing of it runs any more.
+    async fn close(&self) -> Result<(), StoreError>;
 }

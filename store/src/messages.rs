@@ -42,6 +42,21 @@ pub struct StoredMessage {
     pub failure_reason: Option<String>,
 }
 
+impl StoredMessage {
+    /// The status shown at `now`: the highest step reached, or `expired` once its time to live has passed first.
+    pub fn status(&self, now: Timestamp) -> Status {
+        status_at(&self.steps, self.row.expires_at, now)
+    }
+}
+
+/// The status shown at `now` of a message with these steps.
+pub(crate) fn status_at(steps: &StatusSteps, expires_at: Option<Timestamp>, now: Timestamp) -> Status {
+    match steps.current() {
+        None | Some(Status::Sent) if expires_at.is_some_and(|at| at <= now) => Status::Expired,
+        reached => reached.unwrap_or(Status::Sent),
+    }
+}
+
 /// A message reached a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -86,7 +101,8 @@ pub trait MessageStore: Send + Sync + 'static {
     /// Writes messages. The same id again changes nothing.
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError>;
 
-    /// Records steps; the first time of each step wins. A step may come before its message.
+    /// Records steps; of each step the first to be recorded wins. A step may come before its message. When a message was
+    /// sent is its own to say: a step `sent` changes nothing.
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError>;
 
     /// A message by its id.

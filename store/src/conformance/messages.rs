@@ -1,0 +1,233 @@
+//! Messages: written once, steps in any order, lists newest first.
+
+use bytes::Bytes;
+use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Status, Timestamp};
+
+use super::{Subject, phone, start};
+use crate::{MessageRow, SentQuery, Step, StoreError, StoredMessage};
+
+super::checks! {
+    /// Every check of the message port.
+    a_message_comes_back_as_it_was_written,
+    the_same_id_again_changes_nothing,
+    a_step_may_come_before_its_message,
+    the_first_record_of_a_step_wins,
+    the_reason_of_a_failure_is_kept_with_the_first,
+    sent_is_the_messages_own_to_say,
+    expiry_is_shown_by_the_clock,
+    a_list_is_newest_first_and_of_one_business,
+    a_list_is_filtered_by_type_status_and_phone,
+    pages_give_each_message_once_while_new_ones_come,
+    a_filter_that_matches_little_ends,
+}
+
+fn acme() -> BusinessId {
+    "acme".parse().unwrap()
+}
+
+/// A message that was accepted `after_ms` after the start.
+fn message(number: u64, after_ms: i64) -> MessageRow {
+    let created_at = start().plus_millis(after_ms);
+    MessageRow {
+        id: MessageId::new(created_at),
+        message_type: MessageType::OneWay,
+        conversation: None,
+        sender: acme().into(),
+        recipient: phone(number).into(),
+        created_at,
+        expires_at: None,
+        accepted: (3, number),
+        value: Bytes::from(format!("message {number}")),
+    }
+}
+
+fn step(id: MessageId, status: Status, after_ms: i64) -> Step {
+    Step { id, status, at: later(after_ms), reason: None }
+}
+
+fn later(after_ms: i64) -> Timestamp {
+    start().plus_millis(after_ms)
+}
+
+fn ids(messages: &[StoredMessage]) -> Vec<MessageId> {
+    messages.iter().map(|message| message.row.id).collect()
+}
+
+async fn get(subject: &Subject, id: MessageId) -> Result<StoredMessage, StoreError> {
+    Ok(subject.store.messages.get(id).await?.unwrap())
+}
+
+async fn a_message_comes_back_as_it_was_written(subject: &Subject) -> Result<(), StoreError> {
+    let one_way = MessageRow { expires_at: Some(later(9)), ..message(1, 0) };
+    let chat = MessageRow {
+        message_type: MessageType::Chat,
+        conversation: Some(ConversationId::new(start())),
+        sender: phone(2).into(),
+        recipient: Principal::Business(acme()),
+        ..message(2, 5)
+    };
+    subject.store.messages.put(vec![one_way.clone(), chat.clone()]).await?;
+    for written in [one_way, chat] {
+        let read = get(subject, written.id).await?;
+        assert_eq!(read.steps.reached().collect::<Vec<_>>(), [(Status::Sent, written.created_at)]);
+        assert_eq!((read.row, read.failure_reason), (written, None));
+    }
+    assert_eq!(subject.store.messages.get(MessageId::new(start())).await?, None);
+    Ok(())
+}
+
+async fn the_same_id_again_changes_nothing(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let first = message(1, 0);
+    let again = MessageRow { value: Bytes::from_static(b"other"), accepted: (0, 0), ..first.clone() };
+    messages.put(vec![first.clone(), again.clone()]).await?;
+    messages.put(vec![again]).await?;
+    assert_eq!(get(subject, first.id).await?.row, first);
+    let page = messages.sent_by(&acme(), SentQuery { limit: 10, ..SentQuery::default() }, start()).await?;
+    assert_eq!((ids(&page.messages), page.next), (vec![first.id], None));
+    Ok(())
+}
+
+async fn a_step_may_come_before_its_message(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let row = message(1, 0);
+    messages.reach(vec![step(row.id, Status::Delivered, 20)]).await?;
+    assert_eq!(messages.get(row.id).await?, None);
+    let page = messages.sent_by(&acme(), SentQuery { limit: 10, ..SentQuery::default() }, later(30)).await?;
+    assert!(page.messages.is_empty() && page.next.is_none());
+    messages.put(vec![row.clone()]).await?;
+    let read = get(subject, row.id).await?;
+    assert_eq!((read.steps.at(Status::Sent), read.steps.at(Status::Delivered)), (Some(later(0)), Some(later(20))));
+    assert_eq!(read.status(later(30)), Status::Delivered);
+    Ok(())
+}
+
+async fn the_first_record_of_a_step_wins(subject: &Subject) -> Result<(), StoreError> {
+    let row = message(1, 0);
+    subject.store.messages.put(vec![row.clone()]).await?;
+    let steps = vec![step(row.id, Status::Read, 50), step(row.id, Status::Read, 40)];
+    subject.store.messages.reach(steps).await?;
+    subject.store.messages.reach(vec![step(row.id, Status::Delivered, 30), step(row.id, Status::Read, 60)]).await?;
+    let read = get(subject, row.id).await?;
+    assert_eq!((read.steps.at(Status::Delivered), read.steps.at(Status::Read)), (Some(later(30)), Some(later(50))));
+    assert_eq!(read.status(later(99)), Status::Read);
+    Ok(())
+}
+
+async fn the_reason_of_a_failure_is_kept_with_the_first(subject: &Subject) -> Result<(), StoreError> {
+    let row = message(1, 0);
+    let failed = |reason: &str| Step { reason: Some(reason.to_owned()), ..step(row.id, Status::Failed, 5) };
+    subject.store.messages.reach(vec![failed("no_device"), failed("other")]).await?;
+    subject.store.messages.put(vec![row.clone()]).await?;
+    let read = get(subject, row.id).await?;
+    assert_eq!((read.failure_reason.as_deref(), read.status(later(9))), (Some("no_device"), Status::Failed));
+    Ok(())
+}
+
+async fn sent_is_the_messages_own_to_say(subject: &Subject) -> Result<(), StoreError> {
+    let row = message(1, 0);
+    subject.store.messages.reach(vec![step(row.id, Status::Sent, 70)]).await?;
+    assert_eq!(subject.store.messages.get(row.id).await?, None);
+    subject.store.messages.put(vec![row.clone()]).await?;
+    assert_eq!(get(subject, row.id).await?.steps.at(Status::Sent), Some(row.created_at));
+    Ok(())
+}
+
+async fn expiry_is_shown_by_the_clock(subject: &Subject) -> Result<(), StoreError> {
+    let (waits, arrived) = (message(1, 0), message(2, 1));
+    let rows = [&waits, &arrived].map(|row| MessageRow { expires_at: Some(later(1_000)), ..row.clone() });
+    subject.store.messages.put(rows.to_vec()).await?;
+    subject.store.messages.reach(vec![step(arrived.id, Status::Delivered, 500)]).await?;
+    for (now, shown) in [(later(999), Status::Sent), (later(1_000), Status::Expired)] {
+        assert_eq!(get(subject, waits.id).await?.status(now), shown);
+        assert_eq!(get(subject, arrived.id).await?.status(now), Status::Delivered);
+        let query = SentQuery { status: Some(shown), limit: 10, ..SentQuery::default() };
+        let page = subject.store.messages.sent_by(&acme(), query, now).await?;
+        assert_eq!(ids(&page.messages), [waits.id]);
+    }
+    Ok(())
+}
+
+async fn a_list_is_newest_first_and_of_one_business(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let other: BusinessId = "acme-bank".parse().unwrap();
+    let (first, second) = (message(1, 0), message(2, 1));
+    let of_other = MessageRow { sender: other.clone().into(), ..message(1, 2) };
+    let from_phone = MessageRow { sender: phone(1).into(), recipient: acme().into(), ..message(1, 3) };
+    messages.put(vec![second.clone(), of_other.clone(), first.clone(), from_phone]).await?;
+    let query = SentQuery { limit: 10, ..SentQuery::default() };
+    let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+    assert_eq!((ids(&page.messages), page.next), (vec![second.id, first.id], None));
+    let page = messages.sent_by(&other, query, start()).await?;
+    assert_eq!(ids(&page.messages), [of_other.id]);
+    Ok(())
+}
+
+async fn a_list_is_filtered_by_type_status_and_phone(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let rows: Vec<_> = (0..4).map(|n| message(n % 2, n as i64)).collect();
+    let chat = MessageRow {
+        message_type: MessageType::Chat,
+        conversation: Some(ConversationId::new(start())),
+        ..message(0, 4)
+    };
+    messages.put([rows.clone(), vec![chat.clone()]].concat()).await?;
+    messages.reach(vec![step(rows[0].id, Status::Read, 9), step(rows[1].id, Status::Delivered, 9)]).await?;
+    let query = SentQuery { limit: 10, ..SentQuery::default() };
+    let list = async |query| Ok::<_, StoreError>(ids(&messages.sent_by(&acme(), query, later(10)).await?.messages));
+    let of_type = SentQuery { message_type: Some(MessageType::Chat), ..query.clone() };
+    assert_eq!(list(of_type).await?, [chat.id]);
+    let at_status = SentQuery { status: Some(Status::Sent), ..query.clone() };
+    assert_eq!(list(at_status).await?, [chat.id, rows[3].id, rows[2].id]);
+    let to = SentQuery { to: Some(phone(1)), ..query.clone() };
+    assert_eq!(list(to.clone()).await?, [rows[3].id, rows[1].id]);
+    assert_eq!(list(SentQuery { status: Some(Status::Delivered), ..to }).await?, [rows[1].id]);
+    assert!(list(SentQuery { to: Some(phone(9)), ..query }).await?.is_empty());
+    Ok(())
+}
+
+async fn pages_give_each_message_once_while_new_ones_come(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let rows: Vec<_> = (0..25).map(|n| message(n % 3, n as i64)).collect();
+    messages.put(rows.clone()).await?;
+    let wanted: Vec<_> = rows.iter().rev().filter(|row| row.recipient == phone(1).into()).map(|row| row.id).collect();
+    for limit in [1, 2, 7, 8, 9] {
+        let mut query = SentQuery { to: Some(phone(1)), limit, ..SentQuery::default() };
+        let mut seen = Vec::new();
+        loop {
+            let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+            assert!(page.messages.len() <= limit);
+            seen.extend(ids(&page.messages));
+            messages.put(vec![message(2, 1_000)]).await?;
+            match page.next {
+                Some(next) => query.before = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(seen, wanted, "in pages of {limit}");
+    }
+    Ok(())
+}
+
+/// What is looked at for one page is bounded: an empty page may have a next one, and the last is reached.
+async fn a_filter_that_matches_little_ends(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let rows: Vec<_> = (0..12_000).map(|n| message(1, n)).collect();
+    let oldest = rows[0].id;
+    for rows in rows.chunks(1_000) {
+        messages.put(rows.to_vec()).await?;
+    }
+    messages.reach(vec![step(oldest, Status::Read, 1)]).await?;
+    let mut query = SentQuery { status: Some(Status::Read), limit: 10, ..SentQuery::default() };
+    let mut seen = Vec::new();
+    for _ in 0..100 {
+        let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+        seen.extend(ids(&page.messages));
+        query.before = page.next;
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!((seen, query.before), (vec![oldest], None));
+    Ok(())
+}

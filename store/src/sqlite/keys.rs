@@ -1,0 +1,104 @@
+//! API keys.
+
+use async_trait::async_trait;
+use eshaar_model::{BusinessId, Permission, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
+
+use super::columns::{optional_timestamp, text, timestamp};
+use super::{Operation, Sqlite};
+use crate::{ApiKey, KeyStore, StoreError};
+
+/// Most keys of a list.
+const LISTED: i64 = 1_000;
+
+macro_rules! select_keys {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at FROM api_key ",
+            $rest
+        )
+    };
+}
+
+#[async_trait]
+impl KeyStore for Sqlite {
+    async fn put(&self, key: ApiKey) -> Result<(), StoreError> {
+        self.write(Operation::durable("put_key"), 1, move |tables| put(&tables.db, &key)).await
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<ApiKey>, StoreError> {
+        let id = id.to_owned();
+        self.query(Operation::new("get_key"), move |db| {
+            db.prepare_cached(select_keys!("WHERE id = ?1"))?.query_row([id], api_key).optional()
+        })
+        .await
+    }
+
+    async fn list(&self, business: Option<&BusinessId>) -> Result<Vec<ApiKey>, StoreError> {
+        let business = business.cloned();
+        self.query(Operation::new("list_keys"), move |db| list(db, business.as_ref())).await
+    }
+
+    async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.write(Operation::durable("revoke_key"), 1, move |tables| {
+            let revoked = tables
+                .db
+                .prepare_cached("UPDATE api_key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1")?
+                .execute(params![id, at.as_millis()])?;
+            Ok(revoked == 1)
+        })
+        .await
+    }
+}
+
+fn put(db: &Connection, key: &ApiKey) -> Result<()> {
+    let permissions: Vec<_> = key.permissions.iter().map(|permission| permission.as_str()).collect();
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO api_key
+             (id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        key.id,
+        key.business.as_str(),
+        key.name,
+        key.secret_hash,
+        permissions.join(" "),
+        key.created_at.as_millis(),
+        key.expires_at.map(Timestamp::as_millis),
+        key.revoked_at.map(Timestamp::as_millis)
+    ])?;
+    Ok(())
+}
+
+fn list(db: &Connection, business: Option<&BusinessId>) -> Result<Vec<ApiKey>> {
+    match business {
+        Some(business) => db
+            .prepare_cached(select_keys!("WHERE business = ?1 ORDER BY created_at, id LIMIT ?2"))?
+            .query_map(params![business.as_str(), LISTED], api_key)?
+            .collect(),
+        None => {
+            db.prepare_cached(select_keys!("ORDER BY created_at, id LIMIT ?1"))?.query_map([LISTED], api_key)?.collect()
+        }
+    }
+}
+
+fn api_key(row: &Row<'_>) -> Result<ApiKey> {
+    let permissions = row.get_ref(4)?.as_str()?.split_whitespace();
+    Ok(ApiKey {
+        id: row.get(0)?,
+        business: text(row, 1)?,
+        name: row.get(2)?,
+        secret_hash: row.get(3)?,
+        permissions: permissions.map(permission).collect::<Result<_>>()?,
+        created_at: timestamp(row, 5)?,
+        expires_at: optional_timestamp(row, 6)?,
+        revoked_at: optional_timestamp(row, 7)?,
+    })
+}
+
+fn permission(name: &str) -> Result<Permission> {
+    name.parse()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, Box::new(error)))
+}

@@ -1,0 +1,210 @@
+//! Messages, their steps, and what each business has sent.
+
+use async_trait::async_trait;
+use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Status, StatusSteps, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
+
+use super::columns::{bytes, identity, integer, optional_timestamp, text, timestamp, unsigned};
+use super::writer::Tables;
+use super::{Operation, Sqlite};
+use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
+
+/// Most messages of a page.
+const PAGE_MESSAGES: usize = 1_000;
+/// Most messages that are looked at for one page of a filtered list.
+const EXAMINED: usize = 5_000;
+
+#[async_trait]
+impl MessageStore for Sqlite {
+    async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError> {
+        self.write(Operation::new("put_messages"), rows.len(), move |tables| put(tables, &rows)).await
+    }
+
+    async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError> {
+        self.write(Operation::new("reach"), steps.len(), move |tables| reach(&tables.db, &steps)).await
+    }
+
+    async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        self.query(Operation::new("get_message"), move |db| get(db, id)).await
+    }
+
+    async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError> {
+        let business = business.clone();
+        self.query(Operation::new("list_sent"), move |db| sent_by(db, &business, &query, now)).await
+    }
+}
+
+fn put(tables: &mut Tables, rows: &[MessageRow]) -> Result<()> {
+    let mut message = tables.db.prepare_cached(
+        "INSERT INTO message (id, body) VALUES (?1, ?2)
+         ON CONFLICT DO UPDATE SET body = excluded.body WHERE body IS NULL",
+    )?;
+    let mut body = tables.db.prepare_cached(
+        "INSERT INTO message_body (body, id, type, conversation, sender, recipient, created_at, expires_at,
+             accepted_partition, accepted_offset, value)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+    )?;
+    let mut sent = tables.db.prepare_cached(
+        "INSERT INTO sent (business, id, type, phone, expires_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for row in rows {
+        let (id, next) = (row.id.as_bytes(), tables.next_message_body);
+        if message.execute(params![id, next])? == 0 {
+            continue;
+        }
+        tables.next_message_body += 1;
+        let (message_type, expires_at) = (row.message_type as u8, row.expires_at.map(Timestamp::as_millis));
+        let conversation = row.conversation.as_ref().map(ConversationId::as_bytes);
+        let (sender, recipient) = (row.sender.to_string(), row.recipient.to_string());
+        let (created_at, (partition, offset)) = (row.created_at.as_millis(), row.accepted);
+        body.execute(params![
+            next,
+            id,
+            message_type,
+            conversation,
+            sender,
+            recipient,
+            created_at,
+            expires_at,
+            partition,
+            integer(offset),
+            &row.value[..]
+        ])?;
+        if let Some(business) = row.sender.business() {
+            let phone = row.recipient.phone().map(|phone| integer(phone.digits()));
+            sent.execute(params![business.as_str(), id, message_type, phone, expires_at, next])?;
+        }
+    }
+    Ok(())
+}
+
+macro_rules! reach_step {
+    ($step:literal) => {
+        concat!(
+            "INSERT INTO message (id, ",
+            $step,
+            ") VALUES (?1, ?2)
+             ON CONFLICT DO UPDATE SET ",
+            $step,
+            " = excluded.",
+            $step,
+            " WHERE ",
+            $step,
+            " IS NULL"
+        )
+    };
+}
+
+const REACH_FAILED: &str = "INSERT INTO message (id, failed, reason) VALUES (?1, ?2, ?3)
+     ON CONFLICT DO UPDATE SET failed = excluded.failed, reason = excluded.reason WHERE failed IS NULL";
+
+fn reach(db: &Connection, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        let sql = match step.status {
+            // The message itself says when it was sent.
+            Status::Sent => continue,
+            Status::Failed => {
+                let values = params![step.id.as_bytes(), step.at.as_millis(), step.reason];
+                db.prepare_cached(REACH_FAILED)?.execute(values)?;
+                continue;
+            }
+            Status::Expired => reach_step!("expired"),
+            Status::Cancelled => reach_step!("cancelled"),
+            Status::Delivered => reach_step!("delivered"),
+            Status::Read => reach_step!("read"),
+        };
+        db.prepare_cached(sql)?.execute(params![step.id.as_bytes(), step.at.as_millis()])?;
+    }
+    Ok(())
+}
+
+fn get(db: &Connection, id: MessageId) -> Result<Option<StoredMessage>> {
+    db.prepare_cached(
+        "SELECT failed, expired, cancelled, delivered, read, reason,
+             b.id, type, conversation, sender, recipient, created_at, expires_at, accepted_partition, accepted_offset,
+             value
+         FROM message m JOIN message_body b ON b.body = m.body WHERE m.id = ?1",
+    )?
+    .query_row([id.as_bytes()], stored_message)
+    .optional()
+}
+
+fn stored_message(row: &Row<'_>) -> Result<StoredMessage> {
+    let mut steps = steps(row, 0)?;
+    let row_of_message = MessageRow {
+        id: identity(row, 6, MessageId::from_bytes)?,
+        message_type: message_type(row, 7)?,
+        conversation: match row.get_ref(8)?.as_blob_or_null()? {
+            Some(_) => Some(identity(row, 8, ConversationId::from_bytes)?),
+            None => None,
+        },
+        sender: text(row, 9)?,
+        recipient: text(row, 10)?,
+        created_at: timestamp(row, 11)?,
+        expires_at: optional_timestamp(row, 12)?,
+        accepted: (row.get(13)?, unsigned(row, 14)?),
+        value: bytes(row, 15)?,
+    };
+    steps.reach(Status::Sent, row_of_message.created_at);
+    Ok(StoredMessage { row: row_of_message, steps, failure_reason: row.get(5)? })
+}
+
+/// The steps from five columns, lowest first, from `first` on.
+fn steps(row: &Row<'_>, first: usize) -> Result<StatusSteps> {
+    let mut steps = StatusSteps::default();
+    for (place, status) in Status::ALL.into_iter().skip(1).enumerate() {
+        if let Some(at) = optional_timestamp(row, first + place)? {
+            steps.reach(status, at);
+        }
+    }
+    Ok(steps)
+}
+
+fn message_type(row: &Row<'_>, column: usize) -> Result<MessageType> {
+    match row.get(column)? {
+        0 => Ok(MessageType::OneWay),
+        1 => Ok(MessageType::Chat),
+        other => Err(rusqlite::Error::IntegralValueOutOfRange(column, other)),
+    }
+}
+
+/// Walks down the business's list in one snapshot (one statement), and fetches what the query wants of it.
+fn sent_by(db: &Connection, business: &BusinessId, query: &SentQuery, now: Timestamp) -> Result<SentPage> {
+    let limit = query.limit.clamp(1, PAGE_MESSAGES);
+    // Above every id there is: UUIDs of version 7 begin with a time.
+    let before = query.before.map_or([0xff; 16], |id| *id.as_bytes());
+    let mut list = db.prepare_cached(
+        "SELECT failed, expired, cancelled, delivered, read, s.id, s.type, s.phone, s.expires_at
+         FROM sent s JOIN message m ON m.id = s.id
+         WHERE s.business = ?1 AND s.id < ?2 ORDER BY s.id DESC",
+    )?;
+    let mut rows = list.query(params![business.as_str(), before])?;
+    let mut page = SentPage::default();
+    let mut last = None;
+    let mut examined = 0;
+    while let Some(row) = rows.next()? {
+        if page.messages.len() == limit || examined == EXAMINED {
+            page.next = last;
+            break;
+        }
+        examined += 1;
+        let id = identity(row, 5, MessageId::from_bytes)?;
+        last = Some(id);
+        if wanted(row, query, now)? {
+            page.messages.extend(get(db, id)?);
+        }
+    }
+    Ok(page)
+}
+
+fn wanted(row: &Row<'_>, query: &SentQuery, now: Timestamp) -> Result<bool> {
+    if query.message_type.is_some_and(|wanted| Ok(wanted) != message_type(row, 6)) {
+        return Ok(false);
+    }
+    let phone: Option<i64> = row.get(7)?;
+    if query.to.is_some_and(|wanted| Some(integer(wanted.digits())) != phone) {
+        return Ok(false);
+    }
+    let Some(wanted) = query.status else { return Ok(true) };
+    Ok(crate::messages::status_at(&steps(row, 0)?, optional_timestamp(row, 8)?, now) == wanted)
+}

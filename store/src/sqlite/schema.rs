@@ -1,0 +1,144 @@
+//! The tables, and how a connection is set up.
+//!
+//! What is large (a record's value) goes into tables that only grow at their end, `stream_body` and `message_body`; what
+//! is searched stays small and clustered by its key. So an append touches one leaf of an index per message, and the
+//! values of a batch share pages.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::Options;
+
+/// Marks the file as ours: "esh1".
+const APPLICATION_ID: i32 = 0x6573_6831;
+
+/// Each brings the database from its index in this list to the next version. Never changed, only added to.
+const MIGRATIONS: &[&str] = &[VERSION_1];
+
+const VERSION_1: &str = "
+-- A phone's stream, in reading order within a lane. `body` is the value's row.
+CREATE TABLE stream (
+    phone INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, offset INTEGER NOT NULL,
+    at INTEGER NOT NULL, id BLOB NOT NULL, body INTEGER NOT NULL,
+    PRIMARY KEY (phone, epoch, lane, offset)
+) WITHOUT ROWID;
+
+-- In the order of append, so that the oldest come first and go first. Knows its stream row, to take it along.
+CREATE TABLE stream_body (
+    body INTEGER PRIMARY KEY,
+    phone INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, offset INTEGER NOT NULL,
+    partition INTEGER NOT NULL, at INTEGER NOT NULL, expires_at INTEGER, value BLOB NOT NULL
+);
+
+-- Of each lane's partition: the highest offset appended, and the lowest that was not let go of.
+CREATE TABLE head (
+    epoch INTEGER NOT NULL, lane INTEGER NOT NULL, partition INTEGER NOT NULL,
+    offset INTEGER NOT NULL, floor INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (epoch, lane, partition)
+) WITHOUT ROWID;
+
+-- Time marks: the highest offset among the rows of a span of time that ends at `ends_at`.
+CREATE TABLE mark (
+    epoch INTEGER NOT NULL, lane INTEGER NOT NULL, partition INTEGER NOT NULL, ends_at INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    PRIMARY KEY (epoch, lane, partition, ends_at)
+) WITHOUT ROWID;
+
+-- How far each phone acknowledged; -1 where nothing of a lane was.
+CREATE TABLE acked (
+    phone INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
+    high INTEGER NOT NULL, normal INTEGER NOT NULL, low INTEGER NOT NULL, bulk INTEGER NOT NULL
+);
+
+-- The steps of a message, a column each. `body` is null while a step came before its message.
+CREATE TABLE message (
+    id BLOB PRIMARY KEY, body INTEGER,
+    failed INTEGER, expired INTEGER, cancelled INTEGER, delivered INTEGER, read INTEGER, reason TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE message_body (
+    body INTEGER PRIMARY KEY,
+    id BLOB NOT NULL, type INTEGER NOT NULL, conversation BLOB, sender TEXT NOT NULL, recipient TEXT NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER, accepted_partition INTEGER NOT NULL,
+    accepted_offset INTEGER NOT NULL, value BLOB NOT NULL
+);
+
+-- What each business has sent, with what a list is filtered by. `phone` is null when the recipient is none.
+CREATE TABLE sent (
+    business TEXT NOT NULL, id BLOB NOT NULL,
+    type INTEGER NOT NULL, phone INTEGER, expires_at INTEGER, body INTEGER NOT NULL,
+    PRIMARY KEY (business, id)
+) WITHOUT ROWID;
+
+-- In the order they were made, so that the oldest go first.
+CREATE TABLE claim (
+    claim INTEGER PRIMARY KEY, principal TEXT NOT NULL, key TEXT NOT NULL,
+    body_hash BLOB NOT NULL, minted BLOB NOT NULL, answer BLOB, claimed_at INTEGER NOT NULL,
+    UNIQUE (principal, key)
+);
+
+CREATE TABLE api_key (
+    id TEXT PRIMARY KEY, business TEXT NOT NULL, name TEXT NOT NULL, secret_hash BLOB NOT NULL,
+    permissions TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER, revoked_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX api_key_by_business ON api_key (business, created_at, id);
+
+-- One row that a sync writes when nothing else is written with it: SQLite fsyncs only what writes.
+CREATE TABLE synced (times INTEGER NOT NULL);
+INSERT INTO synced VALUES (0);
+";
+
+/// What opening the file may end in, besides SQLite's own errors.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SchemaError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the file is the database of another application (id {0:#x})")]
+    Foreign(i32),
+    #[error("the file has schema version {found}, this program knows only up to {known}: it was used by a newer one")]
+    Newer { found: usize, known: usize },
+}
+
+/// The connection that writes; makes the tables, or brings them to this version.
+pub(super) fn open_writer(options: &Options) -> Result<Connection, SchemaError> {
+    let mut db = Connection::open(&options.path)?;
+    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if application != APPLICATION_ID && (application != 0 || found != 0) {
+        return Err(SchemaError::Foreign(application));
+    }
+    let found = found as usize;
+    if found > MIGRATIONS.len() {
+        return Err(SchemaError::Newer { found, known: MIGRATIONS.len() });
+    }
+    configure(&db, options.write_cache_kib)?;
+    db.pragma_update(None, "journal_mode", "wal")?;
+    db.pragma_update(None, "synchronous", "normal")?;
+    db.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages)?;
+    for (version, migration) in MIGRATIONS.iter().enumerate().skip(found) {
+        let transaction = db.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", version as i64 + 1)?;
+        transaction.commit()?;
+    }
+    Ok(db)
+}
+
+/// A connection that only reads.
+pub(super) fn open_reader(options: &Options) -> Result<Connection, SchemaError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(&options.path, flags)?;
+    configure(&db, options.read_cache_kib)?;
+    db.pragma_update(None, "query_only", true)?;
+    Ok(db)
+}
+
+fn configure(db: &Connection, cache_kib: u32) -> rusqlite::Result<()> {
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.set_prepared_statement_cache_capacity(64);
+    // Negative: KiB rather than pages.
+    db.pragma_update(None, "cache_size", -i64::from(cache_kib))?;
+    db.pragma_update(None, "temp_store", "memory")
+}

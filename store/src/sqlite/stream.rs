@@ -1,0 +1,338 @@
+//! Streams, acked positions, heads, floors.
+//!
+//! What was kept for the stream's time to live goes, a slice at a time, once a further thirtieth of it has passed: until
+//! then whoever asked for the floor can still read what lies above it.
+
+use async_trait::async_trait;
+use eshaar_model::{Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, Result, Row, Rows, Transaction, TransactionBehavior, params};
+use smallvec::SmallVec;
+
+use super::columns::{bytes, identity, integer, optional_timestamp, phone, timestamp, unsigned};
+use super::writer::Tables;
+use super::{Operation, Sqlite};
+use crate::{StoreError, StreamPage, StreamRow, StreamStore};
+
+/// Most rows of a page.
+const PAGE_ROWS: usize = 1_000;
+/// Most rows that one trim lets go of: some milliseconds of the writer's time.
+const TRIM_ROWS: u32 = 1_000;
+/// Time marks in a stream's time to live.
+const MARKS: i64 = 30;
+
+#[async_trait]
+impl StreamStore for Sqlite {
+    async fn append(&self, partition: u32, rows: Vec<StreamRow>) -> Result<(), StoreError> {
+        let span_ms = self.mark_span_ms();
+        let weight = rows.len();
+        self.write(Operation::new("append"), weight, move |tables| append(tables, partition, &rows, span_ms)).await
+    }
+
+    async fn read(&self, phone: Phone, after: Cursor, limit: usize) -> Result<StreamPage, StoreError> {
+        let limit = limit.clamp(1, PAGE_ROWS);
+        self.query(Operation::new("read_stream"), move |db| read(db, phone, after, limit)).await
+    }
+
+    async fn before(&self, of: &[(Phone, StreamPosition)]) -> Result<Vec<Option<u64>>, StoreError> {
+        let of = of.to_vec();
+        self.query(Operation::new("find_before"), move |db| before(db, &of)).await
+    }
+
+    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+        let of = of.to_vec();
+        self.query(Operation::new("find_repeats"), move |db| stands_before(db, &of)).await
+    }
+
+    async fn head(&self, epoch: Epoch, lane: Lane, partition: u32) -> Result<Option<u64>, StoreError> {
+        self.query(Operation::new("read_head"), move |db| {
+            db.prepare_cached("SELECT offset FROM head WHERE epoch = ?1 AND lane = ?2 AND partition = ?3")?
+                .query_row(params![epoch.0, lane as u8, partition], |row| unsigned(row, 0))
+                .optional()
+        })
+        .await
+    }
+
+    async fn newest_epoch(&self) -> Result<Option<Epoch>, StoreError> {
+        self.query(Operation::new("read_epoch"), |db| {
+            let newest: Option<u32> =
+                db.prepare_cached("SELECT max(epoch) FROM head")?.query_row([], |row| row.get(0))?;
+            Ok(newest.map(Epoch))
+        })
+        .await
+    }
+
+    async fn floor(&self, epoch: Epoch, lane: Lane, partition: u32, now: Timestamp) -> Result<u64, StoreError> {
+        let expired = now.plus_millis(-self.stream_ttl_ms);
+        self.query(Operation::new("read_floor"), move |db| floor(db, epoch, lane, partition, expired)).await
+    }
+
+    async fn acked(&self, phone: Phone) -> Result<Option<Cursor>, StoreError> {
+        self.query(Operation::new("read_acked"), move |db| {
+            db.prepare_cached("SELECT epoch, high, normal, low, bulk FROM acked WHERE phone = ?1")?
+                .query_row([integer(phone.digits())], acked)
+                .optional()
+        })
+        .await
+    }
+
+    async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError> {
+        self.write(Operation::new("ack"), acks.len(), move |tables| ack(&tables.db, &acks)).await
+    }
+
+    async fn trim(&self, now: Timestamp) -> Result<usize, StoreError> {
+        let expired = now.plus_millis(-self.stream_ttl_ms).plus_millis(-self.mark_span_ms());
+        self.write(Operation::new("trim_streams"), TRIM_ROWS as usize, move |tables| trim(&tables.db, expired)).await
+    }
+}
+
+impl Sqlite {
+    /// The span of time that one mark stands for.
+    fn mark_span_ms(&self) -> i64 {
+        (self.stream_ttl_ms / MARKS).max(1)
+    }
+}
+
+/// The highest offset of each (epoch, lane) and each (epoch, lane, mark) in a batch: few, so searched one by one.
+type Highest<K> = SmallVec<[(K, u64); 4]>;
+
+fn raise<K: PartialEq>(highest: &mut Highest<K>, key: K, offset: u64) {
+    match highest.iter_mut().find(|(known, _)| *known == key) {
+        Some((_, known)) => *known = offset.max(*known),
+        None => highest.push((key, offset)),
+    }
+}
+
+fn append(tables: &mut Tables, partition: u32, rows: &[StreamRow], span_ms: i64) -> Result<()> {
+    let mut heads = Highest::<(Epoch, Lane)>::new();
+    let mut marks = Highest::<(Epoch, Lane, i64)>::new();
+    let mut stream = tables.db.prepare_cached(
+        "INSERT INTO stream (phone, epoch, lane, offset, at, id, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT DO NOTHING",
+    )?;
+    let mut body = tables.db.prepare_cached(
+        "INSERT INTO stream_body (body, phone, epoch, lane, offset, partition, at, expires_at, value)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?;
+    for row in rows {
+        let StreamPosition { epoch, lane, offset } = row.position;
+        raise(&mut heads, (epoch, lane), offset);
+        let ends_at = (row.at.as_millis().div_euclid(span_ms) + 1).saturating_mul(span_ms);
+        raise(&mut marks, (epoch, lane, ends_at), offset);
+        let (phone, at) = (integer(row.phone.digits()), row.at.as_millis());
+        let (lane, offset) = (lane as u8, integer(offset));
+        let inserted =
+            stream.execute(params![phone, epoch.0, lane, offset, at, row.id.as_bytes(), tables.next_stream_body])?;
+        if inserted == 1 {
+            let expires_at = row.expires_at.map(Timestamp::as_millis);
+            let next = tables.next_stream_body;
+            body.execute(params![next, phone, epoch.0, lane, offset, partition, at, expires_at, &row.value[..]])?;
+            tables.next_stream_body += 1;
+        }
+    }
+    let mut head = tables.db.prepare_cached(
+        "INSERT INTO head (epoch, lane, partition, offset) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT DO UPDATE SET offset = excluded.offset WHERE offset < excluded.offset",
+    )?;
+    for ((epoch, lane), offset) in heads {
+        head.execute(params![epoch.0, lane as u8, partition, integer(offset)])?;
+    }
+    let mut mark = tables.db.prepare_cached(
+        "INSERT INTO mark (epoch, lane, partition, ends_at, offset) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET offset = excluded.offset WHERE offset < excluded.offset",
+    )?;
+    for ((epoch, lane, ends_at), offset) in marks {
+        mark.execute(params![epoch.0, lane as u8, partition, ends_at, integer(offset)])?;
+    }
+    Ok(())
+}
+
+/// A page, within one snapshot.
+fn read(db: &Connection, phone: Phone, after: Cursor, limit: usize) -> Result<StreamPage> {
+    let snapshot = Transaction::new_unchecked(db, TransactionBehavior::Deferred)?;
+    let mut next_epoch = snapshot.prepare_cached("SELECT min(epoch) FROM stream WHERE phone = ?1 AND epoch > ?2")?;
+    let mut page = StreamPage::default();
+    let mut after = after;
+    loop {
+        merge_lanes(&snapshot, phone, after, limit, &mut page)?;
+        if page.more {
+            break;
+        }
+        let newer: Option<u32> =
+            next_epoch.query_row(params![integer(phone.digits()), after.epoch.0], |row| row.get(0))?;
+        match newer {
+            Some(newer) => after = Cursor::start(Epoch(newer)),
+            None => break,
+        }
+    }
+    Ok(page)
+}
+
+macro_rules! read_lane {
+    ($lane:literal) => {
+        concat!(
+            "SELECT s.lane, s.offset, s.at, s.id, b.expires_at, b.value
+             FROM stream s JOIN stream_body b ON b.body = s.body
+             WHERE s.phone = ?1 AND s.epoch = ?2 AND s.lane = ",
+            $lane,
+            " AND s.offset > ?3 ORDER BY s.offset"
+        )
+    };
+}
+
+/// A statement for each lane, so that all four can be stepped side by side.
+const READ_LANE: [&str; 4] = [read_lane!(0), read_lane!(1), read_lane!(2), read_lane!(3)];
+
+/// Adds the rows of one epoch behind `after`, always from the lane whose next row is the oldest, until the page is full.
+fn merge_lanes(db: &Connection, phone: Phone, after: Cursor, limit: usize, page: &mut StreamPage) -> Result<()> {
+    let mut statements = SmallVec::<[_; 4]>::new();
+    for sql in READ_LANE {
+        statements.push(db.prepare_cached(sql)?);
+    }
+    let mut lanes = SmallVec::<[_; 4]>::new();
+    for (statement, lane) in statements.iter_mut().zip(Lane::ALL) {
+        let behind = after.offset(lane).map_or(-1, integer);
+        let mut rows = statement.query(params![integer(phone.digits()), after.epoch.0, behind])?;
+        if let Some(next) = next_row(&mut rows, phone, after.epoch)? {
+            lanes.push((next, rows));
+        }
+    }
+    while let Some(oldest) = (0..lanes.len()).min_by_key(|lane| lanes[*lane].0.at) {
+        if page.rows.len() == limit {
+            page.more = true;
+            return Ok(());
+        }
+        let (next, rows) = &mut lanes[oldest];
+        match next_row(rows, phone, after.epoch)? {
+            Some(row) => page.rows.push(std::mem::replace(next, row)),
+            None => page.rows.push(lanes.remove(oldest).0),
+        }
+    }
+    Ok(())
+}
+
+fn next_row(rows: &mut Rows<'_>, phone: Phone, epoch: Epoch) -> Result<Option<StreamRow>> {
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let position = StreamPosition { epoch, lane: lane(row, 0)?, offset: unsigned(row, 1)? };
+    Ok(Some(StreamRow {
+        phone,
+        position,
+        at: timestamp(row, 2)?,
+        id: identity(row, 3, MessageId::from_bytes)?,
+        expires_at: optional_timestamp(row, 4)?,
+        value: bytes(row, 5)?,
+    }))
+}
+
+fn lane(row: &Row<'_>, column: usize) -> Result<Lane> {
+    let value: i64 = row.get(column)?;
+    Lane::from_index(value as usize).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, value))
+}
+
+fn before(db: &Connection, of: &[(Phone, StreamPosition)]) -> Result<Vec<Option<u64>>> {
+    let mut highest = db.prepare_cached(
+        "SELECT offset FROM stream WHERE phone = ?1 AND epoch = ?2 AND lane = ?3 AND offset < ?4
+         ORDER BY offset DESC LIMIT 1",
+    )?;
+    of.iter()
+        .map(|(phone, position)| {
+            let StreamPosition { epoch, lane, offset } = position;
+            let key = params![integer(phone.digits()), epoch.0, *lane as u8, integer(*offset)];
+            highest.query_row(key, |row| unsigned(row, 0)).optional()
+        })
+        .collect()
+}
+
+fn stands_before(db: &Connection, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>> {
+    let mut lower = db.prepare_cached(
+        "SELECT 1 FROM stream WHERE phone = ?1 AND epoch = ?2 AND lane = ?3 AND offset < ?4 AND id = ?5",
+    )?;
+    let mut earlier =
+        db.prepare_cached("SELECT 1 FROM stream WHERE phone = ?1 AND epoch < ?2 AND lane = ?3 AND id = ?4")?;
+    of.iter()
+        .map(|(phone, position, id)| {
+            let StreamPosition { epoch, lane, offset } = position;
+            let (phone, lane) = (integer(phone.digits()), *lane as u8);
+            Ok(lower.exists(params![phone, epoch.0, lane, integer(*offset), id.as_bytes()])?
+                || earlier.exists(params![phone, epoch.0, lane, id.as_bytes()])?)
+        })
+        .collect()
+}
+
+/// Behind what was let go of, and behind every mark whose span has wholly expired: that may go next.
+fn floor(db: &Connection, epoch: Epoch, lane: Lane, partition: u32, expired: Timestamp) -> Result<u64> {
+    let key = params![epoch.0, lane as u8, partition, expired.as_millis()];
+    db.prepare_cached(
+        "SELECT max(
+             coalesce((SELECT floor FROM head WHERE epoch = ?1 AND lane = ?2 AND partition = ?3), 0),
+             coalesce((SELECT max(offset) + 1 FROM mark
+                       WHERE epoch = ?1 AND lane = ?2 AND partition = ?3 AND ends_at <= ?4), 0))",
+    )?
+    .query_row(key, |row| unsigned(row, 0))
+}
+
+fn acked(row: &Row<'_>) -> Result<Cursor> {
+    let mut cursor = Cursor::start(Epoch(row.get(0)?));
+    for lane in Lane::ALL {
+        let offset: i64 = row.get(1 + lane.index())?;
+        cursor.offsets[lane.index()] = u64::try_from(offset).ok();
+    }
+    Ok(cursor)
+}
+
+/// The furthest in each lane; an older epoch changes nothing, a newer one starts afresh: as `Cursor::max` says.
+fn ack(db: &Connection, acks: &[(Phone, Cursor)]) -> Result<()> {
+    let mut furthest = db.prepare_cached(
+        "INSERT INTO acked (phone, epoch, high, normal, low, bulk) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET
+             epoch = excluded.epoch,
+             high = CASE WHEN excluded.epoch > epoch THEN excluded.high ELSE max(high, excluded.high) END,
+             normal = CASE WHEN excluded.epoch > epoch THEN excluded.normal ELSE max(normal, excluded.normal) END,
+             low = CASE WHEN excluded.epoch > epoch THEN excluded.low ELSE max(low, excluded.low) END,
+             bulk = CASE WHEN excluded.epoch > epoch THEN excluded.bulk ELSE max(bulk, excluded.bulk) END
+         WHERE excluded.epoch >= epoch",
+    )?;
+    for (phone, cursor) in acks {
+        let [high, normal, low, bulk] = cursor.offsets.map(|offset| offset.map_or(-1, integer));
+        furthest.execute(params![integer(phone.digits()), cursor.epoch.0, high, normal, low, bulk])?;
+    }
+    Ok(())
+}
+
+/// Lets go of rows from before `expired`, in the order they were appended, up to the first that is younger: what stands
+/// behind it was appended later still, so it waits only as long.
+fn trim(db: &Connection, expired: Timestamp) -> Result<usize> {
+    let mut oldest = db.prepare_cached(
+        "SELECT body, phone, epoch, lane, offset, partition, at FROM stream_body ORDER BY body LIMIT ?1",
+    )?;
+    let mut drop_row =
+        db.prepare_cached("DELETE FROM stream WHERE phone = ?1 AND epoch = ?2 AND lane = ?3 AND offset = ?4")?;
+    let mut floors = Highest::<(Epoch, Lane, u32)>::new();
+    let mut last_body = None;
+    let mut trimmed = 0;
+    let mut rows = oldest.query([TRIM_ROWS])?;
+    while let Some(row) = rows.next()? {
+        if timestamp(row, 6)? >= expired {
+            break;
+        }
+        let (epoch, lane, offset) = (Epoch(row.get(2)?), lane(row, 3)?, unsigned(row, 4)?);
+        drop_row.execute(params![integer(phone(row, 1)?.digits()), epoch.0, lane as u8, integer(offset)])?;
+        raise(&mut floors, (epoch, lane, row.get(5)?), offset);
+        last_body = Some(row.get::<_, i64>(0)?);
+        trimmed += 1;
+    }
+    drop(rows);
+    let Some(last_body) = last_body else { return Ok(0) };
+    db.prepare_cached("DELETE FROM stream_body WHERE body <= ?1")?.execute([last_body])?;
+    let mut raise_floor =
+        db.prepare_cached("UPDATE head SET floor = max(floor, ?4) WHERE epoch = ?1 AND lane = ?2 AND partition = ?3")?;
+    for ((epoch, lane, partition), offset) in floors {
+        raise_floor.execute(params![epoch.0, lane as u8, partition, integer(offset) + 1])?;
+    }
+    // A mark below its floor has nothing more to say.
+    db.prepare_cached(
+        "DELETE FROM mark WHERE ends_at <= ?1 AND offset < (SELECT floor FROM head WHERE head.epoch = mark.epoch
+             AND head.lane = mark.lane AND head.partition = mark.partition)",
+    )?
+    .execute([expired.as_millis()])?;
+    Ok(trimmed)
+}
