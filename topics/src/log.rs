@@ -9,6 +9,13 @@ use tokio::sync::oneshot;
 
 use crate::{LogPosition, NewRecord, Record, Topic};
 
+/// Longest key of a record, in bytes.
+pub const MAX_KEY_BYTES: usize = 1 << 10;
+/// Longest value of a record, in bytes.
+pub const MAX_VALUE_BYTES: usize = 1 << 20;
+/// Most bytes of headers of a record.
+pub const MAX_HEADERS_BYTES: usize = 64 << 10;
+
 /// Why an append did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
