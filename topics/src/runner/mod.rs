@@ -1,10 +1,81 @@
 //! What drives a stage: it alone takes batches, opens spans, appends what a stage forwards, awaits the acknowledgements,
 //! settles offsets in order, commits, pauses, measures and drains. A stage is a decision with its effects around it.
+//!
+//! Reads top-down: `member` (the life of a member of a group) → `worker` (one partition number: take, handle, append,
+//! settle) → `lanes` (which input is taken from next), `plan` (what becomes of a batch), `appender` (appends until it is
+//! known) and `ledger` (what may be committed).
+
+mod appender;
+mod lanes;
+mod ledger;
+mod measures;
+mod member;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use eshaar_model::Timestamp;
+use eshaar_model::{Clock, Timestamp};
+use eshaar_schemas::Codecs;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
-use crate::{NewRecord, Received, Topic};
+use crate::{Log, NewRecord, Received, Topic};
+
+/// How long is waited before a group that was lost is joined again.
+const REJOIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How stages are run.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Most records of a batch (R5.3), 1 to 1,000. A batch never waits to be filled.
+    pub batch_records: usize,
+    /// How often settled offsets are committed, in milliseconds.
+    pub commit_every_ms: u64,
+    /// How long a drain may take before what is unsettled is left to the next owner, in milliseconds (kafka-rules 9).
+    pub drain_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { batch_records: 100, commit_every_ms: 1_000, drain_ms: 20_000 }
+    }
+}
+
+/// What the runner works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Where records come from and go to.
+    pub log: Arc<dyn Log>,
+    /// For dead letters.
+    pub codecs: Codecs,
+    /// Decides when a pause is over.
+    pub clock: Clock,
+}
+
+/// Runs `stage` as a member of the group of its name until `shutdown`: then takes nothing more, drains, commits, leaves
+/// and returns. A group that is lost, or a stage that panics where it must not, is logged and joined again from what was
+/// committed.
+pub async fn run<S: Stage>(stage: Arc<S>, deps: Deps, options: Options, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        let life = member::live(Arc::clone(&stage), deps.clone(), options.clone(), shutdown.clone());
+        // Its own task, so that a panic ends in a log line and a new beginning.
+        match tokio::spawn(life).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!(stage = S::NAME, %error, "left the group; joining again"),
+            Err(error) => tracing::error!(stage = S::NAME, %error, "panicked; joining again"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(REJOIN_AFTER) => {}
+        }
+    }
+}
 
 /// What becomes of a record.
 #[derive(Debug)]

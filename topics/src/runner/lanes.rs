@@ -1,0 +1,137 @@
+//! Which input of a partition number is taken from next: the first that has records waiting and credit left. An input's
+//! credit of a round is its weight in batches; when nothing that waits has credit, a new round begins. So high goes before
+//! normal before low, a record that arrives on a higher lane waits for one batch at most, and low never starves (R5.2).
+
+use futures_util::future::select_all;
+
+use crate::{LogError, PartitionStream, Record, Topic};
+
+/// The streams of one partition number, most urgent first.
+pub(super) struct Lanes {
+    inputs: Vec<Input>,
+    batch: usize,
+}
+
+struct Input {
+    stream: PartitionStream,
+    weight: usize,
+    credit: usize,
+}
+
+impl Lanes {
+    /// Streams in the order of `weights`; one of a topic that is not among them has weight 1 and goes last.
+    pub(super) fn new(streams: Vec<PartitionStream>, weights: &[(Topic, u32)], batch: usize) -> Self {
+        let place = |topic| weights.iter().position(|(of, _)| *of == topic).unwrap_or(weights.len());
+        let mut inputs: Vec<Input> = streams
+            .into_iter()
+            .map(|stream| {
+                let weight = weights.get(place(stream.source().0)).map_or(1, |(_, weight)| (*weight).max(1) as usize);
+                Input { stream, weight, credit: weight * batch }
+            })
+            .collect();
+        inputs.sort_by_key(|input| place(input.stream.source().0));
+        Self { inputs, batch }
+    }
+
+    /// Waits until something waits, and takes a batch of it: of one input, in order, at least one record. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Vec<Record>, LogError> {
+        loop {
+            if let Some(batch) = self.take() {
+                return Ok(batch);
+            }
+            // `ready` of an input that has records returns at once, so none is overlooked.
+            select_all(self.inputs.iter_mut().map(|input| input.stream.ready())).await.0?;
+        }
+    }
+
+    /// The offsets to be read next.
+    pub(super) fn next_offsets(&self) -> Vec<(Topic, u64)> {
+        self.inputs.iter().map(|input| (input.stream.source().0, input.stream.next_offset())).collect()
+    }
+
+    fn take(&mut self) -> Option<Vec<Record>> {
+        self.take_with_credit().or_else(|| {
+            for input in &mut self.inputs {
+                input.credit = input.weight * self.batch;
+            }
+            self.take_with_credit()
+        })
+    }
+
+    fn take_with_credit(&mut self) -> Option<Vec<Record>> {
+        let batch = self.batch;
+        self.inputs.iter_mut().filter(|input| input.credit > 0).find_map(|input| {
+            let records = input.stream.take(batch.min(input.credit));
+            input.credit -= records.len().min(input.credit);
+            (!records.is_empty()).then_some(records)
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::waiting;
+    use super::*;
+
+    const LANES: [Topic; 4] = [Topic::LaneHigh, Topic::LaneNormal, Topic::LaneLow, Topic::LaneBulk];
+
+    fn lanes(waits: [usize; 4], weights: [u32; 4], batch: usize) -> Lanes {
+        let streams = LANES.iter().zip(waits).map(|(topic, count)| waiting(*topic, count)).rev().collect();
+        let weights: Vec<_> = LANES.into_iter().zip(weights).collect();
+        Lanes::new(streams, &weights, batch)
+    }
+
+    fn taken(lanes: &mut Lanes) -> Vec<(Topic, u64)> {
+        std::iter::from_fn(|| lanes.take())
+            .flatten()
+            .map(|record| (record.position.topic, record.position.offset))
+            .collect()
+    }
+
+    #[test]
+    fn while_all_lanes_wait_each_gets_its_weight_and_the_urgent_go_first() {
+        let mut lanes = lanes([10_000; 4], [8, 4, 2, 1], 100);
+        let round: Vec<Topic> = (0..15).map(|_| lanes.take().unwrap()[0].position.topic).collect();
+        let expected: Vec<Topic> =
+            LANES.iter().zip([8, 4, 2, 1]).flat_map(|(lane, batches)| vec![*lane; batches]).collect();
+        assert_eq!(round, expected);
+        assert_eq!(lanes.take().unwrap()[0].position.topic, Topic::LaneHigh);
+    }
+
+    #[test]
+    fn a_lane_that_waits_alone_gets_full_batches() {
+        let mut lanes = lanes([0, 0, 0, 350], [8, 4, 2, 1], 100);
+        let sizes: Vec<usize> = std::iter::from_fn(|| lanes.take()).map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [100, 100, 100, 50]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// R5.2: whatever waits, all of it is taken, in the order of its lane, and no lane that waits goes without its
+        /// weight for longer than a round.
+        #[test]
+        fn every_record_is_taken_once_in_lane_order_and_no_lane_starves(
+            waits in prop::array::uniform4(0_usize..400),
+            weights in prop::array::uniform4(1_u32..9),
+            batch in 1_usize..20,
+        ) {
+            let all = taken(&mut lanes(waits, weights, batch));
+            for (lane, count) in LANES.iter().zip(waits) {
+                let of_lane: Vec<u64> = all.iter().filter(|(topic, _)| topic == lane).map(|(_, at)| *at).collect();
+                prop_assert_eq!(of_lane, (0..count as u64).collect::<Vec<_>>());
+            }
+            let round = weights.iter().sum::<u32>() as usize * batch;
+            for (lane, count) in LANES.iter().zip(waits) {
+                let places: Vec<usize> = (0..all.len()).filter(|at| all[*at].0 == *lane).collect();
+                prop_assert_eq!(places.len(), count);
+                let starved = std::iter::once(0).chain(places.iter().copied())
+                    .zip(places.iter().copied()).any(|(earlier, later)| later - earlier > round);
+                prop_assert!(!starved, "{lane} waited for more than a round of {round}");
+            }
+        }
+    }
+}
