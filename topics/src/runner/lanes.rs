@@ -73,7 +73,7 @@ impl Lanes {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::waiting;
+    use super::super::memory::waiting;
     use super::*;
 
     const LANES: [Topic; 4] = [Topic::LaneHigh, Topic::LaneNormal, Topic::LaneLow, Topic::LaneBulk];

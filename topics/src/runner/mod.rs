@@ -10,6 +10,8 @@ mod lanes;
 mod ledger;
 mod measures;
 mod member;
+#[cfg(test)]
+mod memory;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ use eshaar_model::{Clock, Timestamp};
 use eshaar_schemas::Codecs;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Log, NewRecord, Received, Topic};
 
@@ -65,7 +68,7 @@ pub async fn run<S: Stage>(stage: Arc<S>, deps: Deps, options: Options, shutdown
     while !shutdown.is_cancelled() {
         let life = member::live(Arc::clone(&stage), deps.clone(), options.clone(), shutdown.clone());
         // Its own task, so that a panic ends in a log line and a new beginning.
-        match tokio::spawn(life).await {
+        match AbortOnDropHandle::new(tokio::spawn(life)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::error!(stage = S::NAME, %error, "left the group; joining again"),
             Err(error) => tracing::error!(stage = S::NAME, %error, "panicked; joining again"),
