@@ -176,7 +176,7 @@ impl Codecs {
         }
         let writer = self.writer(id)?;
         if writer.name != T::NAME {
-            return Err(unreadable::<T>(id, format!("it is a {}", writer.name)));
+            return Err(unreadable::<T>(id, format!("it is an {}", writer.name)));
         }
         read(&writer.schema, &value[PREFIX..]).map_err(|reason| unreadable::<T>(id, reason))
     }

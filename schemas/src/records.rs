@@ -80,10 +80,10 @@ pub struct Delivery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hint {
     /// A message was appended to the principal's stream.
-    #[serde(rename = "MessageHint")]
+    #[serde(rename = "eshaar.MessageHint")]
     Message(MessageHint),
     /// A message that the principal sent has moved on.
-    #[serde(rename = "StatusHint")]
+    #[serde(rename = "eshaar.StatusHint")]
     Status(StatusHint),
 }
 

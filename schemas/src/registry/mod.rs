@@ -1,5 +1,5 @@
 //! The registry port: it gives a schema its id, and an id its schema. Any registry that speaks Confluent's API can stand
-//! behind it; [`embedded`] is our own.
+//! behind it; [`embedded`] is our own, and [`http`] lets others read that one as they would Confluent's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 pub mod compatibility;
 pub mod embedded;
+pub mod http;
 
 /// Id of a schema in its registry, as it stands behind the magic byte of every record.
 pub type SchemaId = u32;
