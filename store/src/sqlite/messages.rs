@@ -5,7 +5,6 @@ use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Status, S
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
 
 use super::columns::{bytes, identity, integer, optional_timestamp, text, timestamp, unsigned};
-use super::writer::Tables;
 use super::{Operation, Sqlite};
 use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
 
@@ -17,11 +16,11 @@ const EXAMINED: usize = 5_000;
 #[async_trait]
 impl MessageStore for Sqlite {
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError> {
-        self.write(Operation::new("put_messages"), rows.len(), move |tables| put(tables, &rows)).await
+        self.write(Operation::new("put_messages"), rows.len(), move |db| put(db, &rows)).await
     }
 
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError> {
-        self.write(Operation::new("reach"), steps.len(), move |tables| reach(&tables.db, &steps)).await
+        self.write(Operation::new("reach"), steps.len(), move |db| reach(db, &steps)).await
     }
 
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
@@ -34,31 +33,26 @@ impl MessageStore for Sqlite {
     }
 }
 
-fn put(tables: &mut Tables, rows: &[MessageRow]) -> Result<()> {
-    let mut message = tables.db.prepare_cached(
+fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
+    let mut body = db.prepare_cached(
+        "INSERT INTO message_body (id, type, conversation, sender, recipient, created_at, expires_at,
+             accepted_partition, accepted_offset, value)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?;
+    let mut message = db.prepare_cached(
         "INSERT INTO message (id, body) VALUES (?1, ?2)
          ON CONFLICT DO UPDATE SET body = excluded.body WHERE body IS NULL",
     )?;
-    let mut body = tables.db.prepare_cached(
-        "INSERT INTO message_body (body, id, type, conversation, sender, recipient, created_at, expires_at,
-             accepted_partition, accepted_offset, value)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )?;
-    let mut sent = tables.db.prepare_cached(
+    let mut sent = db.prepare_cached(
         "INSERT INTO sent (business, id, type, phone, expires_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for row in rows {
-        let (id, next) = (row.id.as_bytes(), tables.next_message_body);
-        if message.execute(params![id, next])? == 0 {
-            continue;
-        }
-        tables.next_message_body += 1;
-        let (message_type, expires_at) = (row.message_type as u8, row.expires_at.map(Timestamp::as_millis));
+        let (id, message_type, value) = (row.id.as_bytes(), row.message_type as u8, &row.value[..]);
         let conversation = row.conversation.as_ref().map(ConversationId::as_bytes);
         let (sender, recipient) = (row.sender.to_string(), row.recipient.to_string());
-        let (created_at, (partition, offset)) = (row.created_at.as_millis(), row.accepted);
-        body.execute(params![
-            next,
+        let (created_at, expires_at) = (row.created_at.as_millis(), row.expires_at.map(Timestamp::as_millis));
+        let (partition, offset) = (row.accepted.0, integer(row.accepted.1));
+        let inserted = body.insert(params![
             id,
             message_type,
             conversation,
@@ -67,12 +61,15 @@ fn put(tables: &mut Tables, rows: &[MessageRow]) -> Result<()> {
             created_at,
             expires_at,
             partition,
-            integer(offset),
-            &row.value[..]
+            offset,
+            value
         ])?;
-        if let Some(business) = row.sender.business() {
+        if message.execute(params![id, inserted])? == 0 {
+            // A replay, which is rare: the message is there, with its own value.
+            db.prepare_cached("DELETE FROM message_body WHERE body = ?1")?.execute([inserted])?;
+        } else if let Some(business) = row.sender.business() {
             let phone = row.recipient.phone().map(|phone| integer(phone.digits()));
-            sent.execute(params![business.as_str(), id, message_type, phone, expires_at, next])?;
+            sent.execute(params![business.as_str(), id, message_type, phone, expires_at, inserted])?;
         }
     }
     Ok(())

@@ -14,7 +14,6 @@ mod schema;
 mod stream;
 mod writer;
 
-use std::fs::File;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -28,16 +27,16 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use self::queue::{AbandonOnDrop, Queue};
-use self::writer::{Job, Tables, Writer};
+use self::writer::{Job, Writer};
 use crate::{Store, StoreEngine, StoreError};
 
 pub use self::options::Options;
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
 
-/// Opens the store, making it where it is not there yet. Blocks for some milliseconds. One process at a time: a second
-/// one is refused. [`StoreEngine::close`] it before the same file is opened again.
-pub fn open(options: &Options, clock: Clock) -> Result<Store, StoreError> {
+/// Opens the store, making it where it is not there yet. Blocks for some milliseconds. Another process may have it open
+/// too (the command line does, to make keys): SQLite lets one write after the other.
+pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
     let engine = Arc::new(Sqlite::open(options, clock).map_err(|reason| failed("open", &*reason))?);
     Ok(Store {
         streams: Arc::clone(&engine) as _,
@@ -50,34 +49,27 @@ pub fn open(options: &Options, clock: Clock) -> Result<Store, StoreError> {
 
 /// Every port, on one file.
 struct Sqlite {
+    options: Options,
     clock: Clock,
-    /// How long a stream's rows are kept, in milliseconds.
-    stream_ttl_ms: i64,
     writes: Arc<Queue<Box<dyn Job>>>,
     reads: Arc<Queue<Read>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Sqlite {
-    fn open(options: &Options, clock: Clock) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let lock = File::create(options.path.with_extension("lock"))?;
-        lock.try_lock()?;
-        let tables = Tables::new(schema::open_writer(options)?)?;
+    fn open(options: Options, clock: Clock) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let writer = Writer::new(schema::open_writer(&options)?);
+        let connections = (0..options.readers.max(1)).map(|_| schema::open_reader(&options));
+        let connections = connections.collect::<Result<Vec<_>, _>>()?;
         let writes = Arc::new(Queue::new(options.queue_rows, options.queue_wait()));
         let reads = Arc::new(Queue::new(options.queue_reads, options.queue_wait()));
         // From here on a failure drops the engine, and with it ends the threads that were started.
-        let engine = Self {
-            clock,
-            stream_ttl_ms: i64::try_from(options.stream_ttl_s.saturating_mul(1_000))?,
-            writes: Arc::clone(&writes),
-            reads: Arc::clone(&reads),
-            threads: Mutex::default(),
-        };
-        let writer = Writer::new(tables, lock);
+        let engine =
+            Self { options, clock, writes: Arc::clone(&writes), reads: Arc::clone(&reads), threads: Mutex::default() };
         engine.start("store-write".to_owned(), move || writer.run(&writes))?;
-        for reader in 0..options.readers.max(1) {
-            let (db, reads) = (schema::open_reader(options)?, Arc::clone(&reads));
-            engine.start(format!("store-read-{reader}"), move || read_until_closed(&db, &reads))?;
+        for (number, db) in connections.into_iter().enumerate() {
+            let reads = Arc::clone(&reads);
+            engine.start(format!("store-read-{number}"), move || read_until_closed(&db, &reads))?;
         }
         Ok(engine)
     }
@@ -91,7 +83,7 @@ impl Sqlite {
     async fn write<T, F>(&self, operation: Operation, rows: usize, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnMut(&mut Tables) -> rusqlite::Result<T> + Send + 'static,
+        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let started = Instant::now();
         let (reply, answer) = oneshot::channel();
@@ -192,14 +184,14 @@ struct Call<T, F> {
 impl<T, F> Job for Call<T, F>
 where
     T: Send,
-    F: FnMut(&mut Tables) -> rusqlite::Result<T> + Send,
+    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
 {
     fn durable(&self) -> bool {
         self.operation.durable
     }
 
-    fn run(&mut self, tables: &mut Tables) -> rusqlite::Result<()> {
-        self.result = Some((self.work)(tables)?);
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        self.result = Some((self.work)(db)?);
         Ok(())
     }
 

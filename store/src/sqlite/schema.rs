@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::Options;
 
@@ -103,27 +103,33 @@ pub(super) enum SchemaError {
 /// The connection that writes; makes the tables, or brings them to this version.
 pub(super) fn open_writer(options: &Options) -> Result<Connection, SchemaError> {
     let mut db = Connection::open(&options.path)?;
-    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if application != APPLICATION_ID && (application != 0 || found != 0) {
-        return Err(SchemaError::Foreign(application));
-    }
-    let found = found as usize;
-    if found > MIGRATIONS.len() {
-        return Err(SchemaError::Newer { found, known: MIGRATIONS.len() });
-    }
     configure(&db, options.write_cache_kib)?;
+    // Before anything of a file that is not ours is touched.
+    version(&db)?;
     db.pragma_update(None, "journal_mode", "wal")?;
     db.pragma_update(None, "synchronous", "normal")?;
     db.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages)?;
-    for (version, migration) in MIGRATIONS.iter().enumerate().skip(found) {
-        let transaction = db.transaction()?;
+    // Immediate: of two processes that find the file empty, the second finds the tables made.
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for migration in &MIGRATIONS[version(&transaction)?..] {
         transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", version as i64 + 1)?;
-        transaction.commit()?;
     }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.commit()?;
     Ok(db)
+}
+
+/// How many migrations the file has seen.
+fn version(db: &Connection) -> Result<usize, SchemaError> {
+    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let found = found as usize;
+    let known = MIGRATIONS.len();
+    if application != APPLICATION_ID && (application != 0 || found != 0) {
+        return Err(SchemaError::Foreign(application));
+    }
+    if found > known { Err(SchemaError::Newer { found, known }) } else { Ok(found) }
 }
 
 /// A connection that only reads.

@@ -9,7 +9,6 @@ use rusqlite::{Connection, OptionalExtension as _, Result, Row, Rows, Transactio
 use smallvec::SmallVec;
 
 use super::columns::{bytes, identity, integer, optional_timestamp, phone, timestamp, unsigned};
-use super::writer::Tables;
 use super::{Operation, Sqlite};
 use crate::{StoreError, StreamPage, StreamRow, StreamStore};
 
@@ -25,7 +24,7 @@ impl StreamStore for Sqlite {
     async fn append(&self, partition: u32, rows: Vec<StreamRow>) -> Result<(), StoreError> {
         let span_ms = self.mark_span_ms();
         let weight = rows.len();
-        self.write(Operation::new("append"), weight, move |tables| append(tables, partition, &rows, span_ms)).await
+        self.write(Operation::new("append"), weight, move |db| append(db, partition, &rows, span_ms)).await
     }
 
     async fn read(&self, phone: Phone, after: Cursor, limit: usize) -> Result<StreamPage, StoreError> {
@@ -62,7 +61,7 @@ impl StreamStore for Sqlite {
     }
 
     async fn floor(&self, epoch: Epoch, lane: Lane, partition: u32, now: Timestamp) -> Result<u64, StoreError> {
-        let expired = now.plus_millis(-self.stream_ttl_ms);
+        let expired = now.plus_millis(-self.stream_ttl_ms());
         self.query(Operation::new("read_floor"), move |db| floor(db, epoch, lane, partition, expired)).await
     }
 
@@ -76,19 +75,23 @@ impl StreamStore for Sqlite {
     }
 
     async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError> {
-        self.write(Operation::new("ack"), acks.len(), move |tables| ack(&tables.db, &acks)).await
+        self.write(Operation::new("ack"), acks.len(), move |db| ack(db, &acks)).await
     }
 
     async fn trim(&self, now: Timestamp) -> Result<usize, StoreError> {
-        let expired = now.plus_millis(-self.stream_ttl_ms).plus_millis(-self.mark_span_ms());
-        self.write(Operation::new("trim_streams"), TRIM_ROWS as usize, move |tables| trim(&tables.db, expired)).await
+        let expired = now.plus_millis(-self.stream_ttl_ms()).plus_millis(-self.mark_span_ms());
+        self.write(Operation::new("trim_streams"), TRIM_ROWS as usize, move |db| trim(db, expired)).await
     }
 }
 
 impl Sqlite {
+    fn stream_ttl_ms(&self) -> i64 {
+        i64::try_from(self.options.stream_ttl_s.saturating_mul(1_000)).unwrap_or(i64::MAX)
+    }
+
     /// The span of time that one mark stands for.
     fn mark_span_ms(&self) -> i64 {
-        (self.stream_ttl_ms / MARKS).max(1)
+        (self.stream_ttl_ms() / MARKS).max(1)
     }
 }
 
@@ -102,41 +105,38 @@ fn raise<K: PartialEq>(highest: &mut Highest<K>, key: K, offset: u64) {
     }
 }
 
-fn append(tables: &mut Tables, partition: u32, rows: &[StreamRow], span_ms: i64) -> Result<()> {
+fn append(db: &Connection, partition: u32, rows: &[StreamRow], span_ms: i64) -> Result<()> {
     let mut heads = Highest::<(Epoch, Lane)>::new();
     let mut marks = Highest::<(Epoch, Lane, i64)>::new();
-    let mut stream = tables.db.prepare_cached(
+    let mut body = db.prepare_cached(
+        "INSERT INTO stream_body (phone, epoch, lane, offset, partition, at, expires_at, value)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?;
+    let mut stream = db.prepare_cached(
         "INSERT INTO stream (phone, epoch, lane, offset, at, id, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT DO NOTHING",
-    )?;
-    let mut body = tables.db.prepare_cached(
-        "INSERT INTO stream_body (body, phone, epoch, lane, offset, partition, at, expires_at, value)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     for row in rows {
         let StreamPosition { epoch, lane, offset } = row.position;
         raise(&mut heads, (epoch, lane), offset);
         let ends_at = (row.at.as_millis().div_euclid(span_ms) + 1).saturating_mul(span_ms);
         raise(&mut marks, (epoch, lane, ends_at), offset);
-        let (phone, at) = (integer(row.phone.digits()), row.at.as_millis());
-        let (lane, offset) = (lane as u8, integer(offset));
-        let inserted =
-            stream.execute(params![phone, epoch.0, lane, offset, at, row.id.as_bytes(), tables.next_stream_body])?;
-        if inserted == 1 {
-            let expires_at = row.expires_at.map(Timestamp::as_millis);
-            let next = tables.next_stream_body;
-            body.execute(params![next, phone, epoch.0, lane, offset, partition, at, expires_at, &row.value[..]])?;
-            tables.next_stream_body += 1;
+        let (phone, lane, offset) = (integer(row.phone.digits()), lane as u8, integer(offset));
+        let (at, expires_at) = (row.at.as_millis(), row.expires_at.map(Timestamp::as_millis));
+        let inserted = body.insert(params![phone, epoch.0, lane, offset, partition, at, expires_at, &row.value[..]])?;
+        if stream.execute(params![phone, epoch.0, lane, offset, at, row.id.as_bytes(), inserted])? == 0 {
+            // A replay, which is rare: the row is there, with its own value.
+            db.prepare_cached("DELETE FROM stream_body WHERE body = ?1")?.execute([inserted])?;
         }
     }
-    let mut head = tables.db.prepare_cached(
+    let mut head = db.prepare_cached(
         "INSERT INTO head (epoch, lane, partition, offset) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT DO UPDATE SET offset = excluded.offset WHERE offset < excluded.offset",
     )?;
     for ((epoch, lane), offset) in heads {
         head.execute(params![epoch.0, lane as u8, partition, integer(offset)])?;
     }
-    let mut mark = tables.db.prepare_cached(
+    let mut mark = db.prepare_cached(
         "INSERT INTO mark (epoch, lane, partition, ends_at, offset) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT DO UPDATE SET offset = excluded.offset WHERE offset < excluded.offset",
     )?;

@@ -3,7 +3,6 @@
 //! Most groups are committed without fsync (`synchronous=NORMAL`: safe against kill -9, and against a power cut up to the
 //! last fsync); a group that holds something durable is fsynced, and with it all groups before it.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -19,47 +18,26 @@ pub(super) trait Job: Send {
     fn durable(&self) -> bool;
 
     /// Does the work, within the group's transaction. It is called again if the transaction fails.
-    fn run(&mut self, tables: &mut Tables) -> rusqlite::Result<()>;
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
 
     /// Tells the caller: the transaction was committed, or failed.
     fn settle(self: Box<Self>, error: Option<&rusqlite::Error>);
 }
 
-/// The tables, as a job sees them.
-pub(super) struct Tables {
-    pub(super) db: Connection,
-    /// The row that the next value takes in `stream_body`.
-    pub(super) next_stream_body: i64,
-    /// The row that the next value takes in `message_body`.
-    pub(super) next_message_body: i64,
-}
-
-impl Tables {
-    pub(super) fn new(db: Connection) -> rusqlite::Result<Self> {
-        let next = |table: &str| -> rusqlite::Result<i64> {
-            db.query_row(&format!("SELECT coalesce(max(body), 0) + 1 FROM {table}"), [], |row| row.get(0))
-        };
-        let (next_stream_body, next_message_body) = (next("stream_body")?, next("message_body")?);
-        Ok(Self { db, next_stream_body, next_message_body })
-    }
-}
-
 pub(super) struct Writer {
-    tables: Tables,
+    db: Connection,
     /// Whether `synchronous` stands at FULL.
     full: bool,
     /// Whether something was committed since the last fsync.
     unsynced: bool,
-    /// Keeps other processes out for as long as this thread lives.
-    _lock: File,
 }
 
 type Group = [Queued<Box<dyn Job>>];
 
 impl Writer {
-    pub(super) fn new(tables: Tables, lock: File) -> Self {
+    pub(super) fn new(db: Connection) -> Self {
         // What the process before us wrote may not have been fsynced.
-        Self { tables, full: false, unsynced: true, _lock: lock }
+        Self { db, full: false, unsynced: true }
     }
 
     /// Writes until the queue is closed and empty.
@@ -91,24 +69,24 @@ impl Writer {
         let durable = group.iter().any(|queued| queued.job.durable());
         self.set_full(durable)?;
         let committed = self.run_group(group, durable);
-        if committed.is_err() && !self.tables.db.is_autocommit() {
-            self.tables.db.execute_batch("ROLLBACK")?;
+        if committed.is_err() && !self.db.is_autocommit() {
+            self.db.execute_batch("ROLLBACK")?;
         }
         committed
     }
 
     fn run_group(&mut self, group: &mut Group, durable: bool) -> rusqlite::Result<()> {
-        self.tables.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let before = self.tables.db.total_changes();
+        self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let before = self.db.total_changes();
         for queued in group {
-            queued.job.run(&mut self.tables)?;
+            queued.job.run(&self.db)?;
         }
-        let mut wrote = self.tables.db.total_changes() != before;
+        let mut wrote = self.db.total_changes() != before;
         if durable && !wrote && self.unsynced {
             wrote = true;
-            self.tables.db.prepare_cached("UPDATE synced SET times = times + 1")?.execute([])?;
+            self.db.prepare_cached("UPDATE synced SET times = times + 1")?.execute([])?;
         }
-        self.tables.db.prepare_cached("COMMIT")?.execute([])?;
+        self.db.prepare_cached("COMMIT")?.execute([])?;
         if wrote {
             self.unsynced = !durable;
         }
@@ -118,7 +96,7 @@ impl Writer {
     /// Only between transactions: SQLite ignores it within one.
     fn set_full(&mut self, full: bool) -> rusqlite::Result<()> {
         if full != self.full {
-            self.tables.db.pragma_update(None, "synchronous", if full { "full" } else { "normal" })?;
+            self.db.pragma_update(None, "synchronous", if full { "full" } else { "normal" })?;
             self.full = full;
         }
         Ok(())

@@ -16,7 +16,7 @@ async fn sqlite_conforms() {
         stores.set(stores.get() + 1);
         let options = Options::at(folder.path().join(format!("{}.db", stores.get())));
         let clock = Clock::manual(conformance::start());
-        let store = sqlite::open(&options, clock.clone()).unwrap();
+        let store = sqlite::open(options, clock.clone()).unwrap();
         std::future::ready(Subject { store, clock })
     };
     conformance::run(fresh).await.unwrap();
