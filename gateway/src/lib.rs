@@ -1,1 +1,131 @@
-//! placeholder
+//! The gateway: holds the WebSockets of mobile apps and of businesses' systems (docs/protocol.md), sends them what comes
+//! and what waits, and takes their acknowledgements.
+//!
+//! Reads `deliveries` (its own slot) and the history store; writes `message.status`, acknowledged positions and presence.
+//! It never writes history. Files in the order of a connection's life: `accept` → `session` (over `socket`, `wire`,
+//! `protocol`) ← `hub` ← `slot`; `receipts` takes what clients acknowledge; `timer` ends what goes on for too long.
+
+mod accept;
+mod close;
+mod hub;
+mod message;
+mod options;
+mod protocol;
+mod receipts;
+mod session;
+mod shared;
+mod slot;
+mod socket;
+mod timer;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use eshaar_auth::Authenticator;
+use eshaar_model::Clock;
+use eshaar_presence::{Presence, PresenceError};
+use eshaar_schemas::Codecs;
+use eshaar_store::Store;
+use eshaar_topics::{Log, LogError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use accept::SUBPROTOCOL;
+pub use close::Close;
+pub use options::Options;
+
+use shared::{Credentials, Shared};
+
+/// What a gateway rests on.
+#[derive(Clone)]
+pub struct Deps {
+    /// The log: its slot is read, statuses are appended.
+    pub log: Arc<dyn Log>,
+    /// Decodes deliveries and messages, encodes statuses.
+    pub codecs: Codecs,
+    /// Streams, and messages that are read.
+    pub store: Store,
+    /// Where sessions are entered.
+    pub presence: Arc<dyn Presence>,
+    /// Checks credentials.
+    pub auth: Authenticator,
+    /// The present, for expiry.
+    pub clock: Clock,
+}
+
+/// The gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has no slot.
+    #[error("the gateway has no slot: {0}")]
+    Presence(#[source] PresenceError),
+    /// Its slot cannot be read.
+    #[error("the gateway cannot read its slot: {0}")]
+    Log(#[source] LogError),
+}
+
+/// A gateway that runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Gateway {
+    /// Leases a slot, finds its end and starts what runs beside the sessions. `shutdown` stops it at once, what was
+    /// acknowledged written first; call [`Gateway::drain`] before it to let clients go in order.
+    pub async fn start(deps: Deps, options: Options, shutdown: CancellationToken) -> Result<Self, StartError> {
+        let credentials: Arc<dyn Credentials> = Arc::new(deps.auth.clone());
+        Self::start_with(deps, credentials, options, shutdown).await
+    }
+
+    async fn start_with(
+        deps: Deps,
+        credentials: Arc<dyn Credentials>,
+        options: Options,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let shared = Arc::new(Shared::new(deps, credentials, options));
+        let slot = slot::lease(&shared).await?;
+        let (tasks, stop) = (TaskTracker::new(), shutdown.child_token());
+        tasks.spawn(slot::run(Arc::clone(&shared), slot, stop.clone()));
+        tasks.spawn(timer::run(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(receipts::run(Arc::clone(&shared), stop.clone()));
+        Ok(Self { shared, tasks, stop })
+    }
+
+    /// `GET /v1/ws`.
+    pub fn router(&self) -> Router {
+        accept::router(Arc::clone(&self.shared))
+    }
+
+    /// How many sessions are open.
+    pub fn sessions(&self) -> usize {
+        self.shared.hub.count()
+    }
+
+    /// Lets every client go, in at most `deadline`: new ones are answered 503, those connected are told to come back
+    /// (4001) at times spread out, their acknowledgements are written, and presence forgets this gateway.
+    pub async fn drain(&self, deadline: Duration) {
+        self.shared.begin_drain();
+        let in_order = async {
+            self.shared.hub.close_all(Close::ShuttingDown);
+            self.shared.hub.emptied().await;
+            self.shared.receipts.flushed().await;
+        };
+        if tokio::time::timeout(deadline, in_order).await.is_err() {
+            tracing::warn!(sessions = self.sessions(), "sessions were cut off at the end of the drain");
+        }
+        if let Some(node) = self.shared.node()
+            && let Err(error) = self.shared.presence.withdraw(&node).await
+        {
+            tracing::warn!(%error, "the gateway's slot was not given back; it lapses by itself");
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,113 @@
+//! The way in: `GET /v1/ws`, upgraded once the caller is known.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use eshaar_auth::AuthError;
+use eshaar_service::Problem;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::session;
+use crate::shared::Shared;
+
+/// The one subprotocol.
+pub const SUBPROTOCOL: &str = "eshaar.v1.json";
+
+/// For browsers, which cannot set headers on a WebSocket.
+#[derive(Deserialize)]
+struct Access {
+    access_token: Option<String>,
+}
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new().route("/v1/ws", get(upgrade)).with_state(shared)
+}
+
+async fn upgrade(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
+    let token = Query::<Access>::try_from_uri(request.uri()).ok().and_then(|Query(access)| access.access_token);
+    match admit(&shared, token, request.headers()).await {
+        Ok((identity, accept)) => {
+            let upgraded = hyper::upgrade::on(&mut request);
+            // The task holds nothing of the request: its headers alone would cost more than the session.
+            tokio::spawn(async move {
+                match upgraded.await {
+                    Ok(stream) => session::run(shared, TokioIo::new(stream), identity).await,
+                    Err(error) => tracing::debug!(%error, "a client was gone before its upgrade"),
+                }
+            });
+            switching(accept)
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Decides whether a request is upgraded: who calls, and the value of `Sec-WebSocket-Accept`.
+async fn admit(
+    shared: &Shared,
+    token: Option<String>,
+    headers: &HeaderMap,
+) -> Result<(eshaar_auth::Identity, String), Problem> {
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_upgrade(headers)).ok_or_else(|| {
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", "this address speaks WebSocket, version 13")
+    })?;
+    if !lists(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        let detail = format!("offer the subprotocol {SUBPROTOCOL}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "subprotocol_required", detail));
+    }
+    if !shared.ready() {
+        let detail = "this process is shutting down: connect again";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail).retry_after(1));
+    }
+    if shared.hub.count() >= shared.options.sessions {
+        let detail = format!("this process holds {} sessions already", shared.options.sessions);
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", detail).retry_after(5));
+    }
+    let credential = bearer(headers).map(str::to_owned).or(token).ok_or(AuthError::Missing);
+    let identity = match credential {
+        Ok(credential) => shared.credentials.authenticate(&credential).await,
+        Err(missing) => Err(missing),
+    };
+    let identity = identity.map_err(|error| match error {
+        AuthError::Unavailable(_) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string()).retry_after(1)
+        }
+        error => Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", error.to_string()),
+    })?;
+    Ok((identity, derive_accept_key(key.as_bytes())))
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    lists(headers, &header::UPGRADE, "websocket")
+        && lists(headers, &header::CONNECTION, "upgrade")
+        && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
+}
+
+/// Whether a header that lists values holds `wanted`, whatever its case.
+fn lists(headers: &HeaderMap, name: &http::HeaderName, wanted: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(wanted))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, credential) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
+}
+
+fn switching(accept: String) -> Response {
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    response
+}

@@ -1,0 +1,79 @@
+//! What an operator may set of the gateway.
+
+use serde::Deserialize;
+
+/// Section `gateway` of the configuration. Every key may be left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Partition of `deliveries` that this gateway reads. Unset: any that is free.
+    pub slot: Option<u32>,
+    /// Where this process can be reached over HTTP, shown to operators.
+    pub address: String,
+    /// Most sessions; past it an upgrade is answered 503.
+    pub sessions: usize,
+    /// Most sessions of one principal; past it a new one is closed (4512).
+    pub sessions_per_principal: usize,
+    /// Seconds that a client has to say hello.
+    pub hello_timeout_s: u32,
+    /// Seconds between pings.
+    pub ping_every_s: u32,
+    /// Seconds without a whole frame from the client, pongs included, after which it is taken for gone.
+    pub idle_timeout_s: u32,
+    /// Seconds that one write may take.
+    pub write_timeout_s: u32,
+    /// Most messages under way unacknowledged to one session.
+    pub window: usize,
+    /// Frames a second that a client may send over a long time. An ack that acknowledges something is not counted.
+    pub frames_per_s: u32,
+    /// Frames that a client may send at once.
+    pub frames_burst: u32,
+    /// Largest frame from a client, in bytes.
+    pub frame_bytes: usize,
+    /// Hints that wait for one session at most; past it the session reads its stream instead.
+    pub hints: usize,
+    /// Rows of a stream that are read at once.
+    pub page: usize,
+    /// Milliseconds that acknowledgements are gathered before they are appended together.
+    pub acks_every_ms: u64,
+    /// Milliseconds between writes of how far phones acknowledged.
+    pub places_every_ms: u64,
+    /// Receipts that wait to be appended at most; past it clients that acknowledge are not read from.
+    pub receipts: usize,
+    /// Clients are told to reconnect after a random time of at most this many milliseconds.
+    pub reconnect_spread_ms: u64,
+    /// Seconds between announcements that this gateway lives.
+    pub announce_every_s: u64,
+    /// Seconds after which a session's entry in presence is refreshed (entries lapse after 300).
+    pub presence_refresh_s: u32,
+    /// Seconds over which sessions are spread that must all read their streams.
+    pub rescue_spread_s: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            slot: None,
+            address: String::new(),
+            sessions: 200_000,
+            sessions_per_principal: 16,
+            hello_timeout_s: 10,
+            ping_every_s: 30,
+            idle_timeout_s: 75,
+            write_timeout_s: 30,
+            window: 256,
+            frames_per_s: 100,
+            frames_burst: 1_000,
+            frame_bytes: 64 * 1024,
+            hints: 32,
+            page: 100,
+            acks_every_ms: 5,
+            places_every_ms: 200,
+            receipts: 20_000,
+            reconnect_spread_ms: 5_000,
+            announce_every_s: 5,
+            presence_refresh_s: 100,
+            rescue_spread_s: 10,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The frames of docs/protocol.md: one variant a message, each way.
+
+use std::borrow::Cow;
+
+use eshaar_model::{ConversationId, Cursor, MessageId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a device, in characters.
+pub(crate) const DEVICE_CHARS: usize = 64;
+
+/// Most ids in one frame.
+pub(crate) const IDS: usize = 256;
+
+/// Longest `detail` of a bye, in bytes.
+const DETAIL_BYTES: usize = 200;
+
+/// From a client. Fields that are not known are passed over, so that newer clients work.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Request {
+    Hello(Hello),
+    Ack { cursor: Option<Cursor>, ids: Option<Vec<MessageId>> },
+    Read { ids: Option<Vec<MessageId>>, conversation_id: Option<ConversationId> },
+    Renew { access_token: String },
+    Ping {},
+    Send { r#ref: Option<String> },
+    Join { r#ref: Option<String> },
+    Leave { r#ref: Option<String> },
+    Typing { r#ref: Option<String> },
+}
+
+/// The first frame of a client.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) after: Option<Cursor>,
+    pub(crate) from: Option<From>,
+    pub(crate) device: Option<String>,
+}
+
+/// Where delivery begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum From {
+    Head,
+    Start,
+}
+
+/// Why a cursor does not fit what is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Gap {
+    TooOld,
+    OtherEpoch,
+    PastHead,
+}
+
+/// To a client. `message` is not among them: it is rendered once for all sessions ([`crate::message`]).
+#[derive(Debug, Serialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Reply<'a> {
+    Welcome {
+        session: String,
+        principal: &'a eshaar_model::Principal,
+    },
+    CaughtUp {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    Gap {
+        reason: Gap,
+        oldest: Cursor,
+    },
+    Status {
+        id: MessageId,
+        status: &'a str,
+        at: Timestamp,
+    },
+    Error {
+        r#ref: Option<&'a str>,
+        code: &'a str,
+        detail: &'a str,
+        temporary: bool,
+    },
+    Pong,
+    Renewed {
+        expires_at: Option<Timestamp>,
+    },
+    Bye {
+        code: u16,
+        reason: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reconnect_after_ms: Option<u64>,
+    },
+}
+
+/// A frame that cannot be understood; for the client to read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BadFrame(pub(crate) Cow<'static, str>);
+
+impl Request {
+    /// Reads a frame and checks what one field alone does not tell.
+    pub(crate) fn parse(text: &str) -> Result<Self, BadFrame> {
+        let request: Self =
+            serde_json::from_str(text).map_err(|error| BadFrame(shortened(error.to_string()).into()))?;
+        let wrong = match &request {
+            Self::Hello(Hello { after: Some(_), from: Some(_), .. }) => Some("hello takes `after` or `from`, not both"),
+            Self::Hello(Hello { device: Some(device), .. }) if device.chars().count() > DEVICE_CHARS => {
+                Some("`device` has at most 64 characters")
+            }
+            Self::Ack { cursor: Some(_), ids: Some(_) } | Self::Ack { cursor: None, ids: None } => {
+                Some("ack takes either `cursor` or `ids`")
+            }
+            Self::Read { ids: None, conversation_id: None } => Some("read takes `ids`"),
+            Self::Ack { ids: Some(ids), .. } | Self::Read { ids: Some(ids), .. } if ids.len() > IDS => {
+                Some("a frame has at most 256 ids")
+            }
+            _ => None,
+        };
+        wrong.map_or(Ok(request), |detail| Err(BadFrame(detail.into())))
+    }
+}
+
+/// An answer that quotes what was wrong must not grow with it.
+pub(crate) fn shortened(mut text: String) -> String {
+    if text.len() > DETAIL_BYTES {
+        let end = (0..=DETAIL_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+impl Reply<'_> {
+    /// Appends the JSON.
+    pub(crate) fn render(&self, bytes: &mut Vec<u8>) {
+        // Writing plain types to memory cannot fail.
+        let _ = serde_json::to_writer(bytes, self);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_frame_is_said() {
+        let too_many =
+            format!(r#"{{"op":"ack","ids":[{}]}}"#, vec!["\"019a3f00-0000-7000-8000-000000000000\""; 257].join(","));
+        for (text, part) in [
+            ("", "EOF"),
+            ("[]", "invalid type"),
+            (r#"{"op":"fly"}"#, "unknown variant"),
+            (r#"{"after":"x"}"#, "missing field `op`"),
+            (r#"{"op":"hello","after":"x"}"#, "cursor"),
+            (r#"{"op":"hello","after":"AQAAAAAA","from":"head"}"#, "not both"),
+            (r#"{"op":"ack"}"#, "either"),
+            (r#"{"op":"ack","ids":["6f1b9a52-4b7e-4d0a-9a54-0f5e6f3b1c2d"]}"#, "version 7"),
+            (r#"{"op":"read"}"#, "takes `ids`"),
+            (r#"{"op":"renew"}"#, "access_token"),
+            (&too_many, "at most 256"),
+        ] {
+            let BadFrame(detail) = Request::parse(text).unwrap_err();
+            assert!(detail.contains(part), "{text}: {detail}");
+        }
+    }
+
+    #[test]
+    fn a_detail_does_not_grow_with_the_frame_it_quotes() {
+        let BadFrame(detail) = Request::parse(&format!(r#"{{"op":"{}"}}"#, "é".repeat(10_000))).unwrap_err();
+        assert!(detail.len() <= DETAIL_BYTES);
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_passed_over() {
+        assert!(matches!(Request::parse(r#"{"op":"ping","later":{"a":1}}"#), Ok(Request::Ping {})));
+        assert!(matches!(Request::parse(r#"{"op":"hello","colour":1}"#), Ok(Request::Hello(_))));
+    }
+}

@@ -1,0 +1,381 @@
+//! One client's session: reads its frames, one handler each, and sends it what waits for it. One task, no timer, and
+//! next to no memory while nothing happens.
+//!
+//! It never writes history; what it was sent and what it acknowledged leave through [`crate::receipts`].
+
+mod hello;
+mod recipient;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use eshaar_auth::{AuthError, Identity};
+use eshaar_model::{MessageId, Phone, Principal, Status};
+use eshaar_service::metrics as names;
+use eshaar_topics::NewRecord;
+use futures_util::FutureExt;
+use smallvec::SmallVec;
+
+use crate::close::Close;
+use crate::hub::{Handle, Hint, TICKS, Ticks};
+use crate::message::Subject;
+use crate::protocol::{BadFrame, Reply, Request, shortened};
+use crate::receipts;
+use crate::session::recipient::{Recipient, Taken, Window};
+use crate::shared::Shared;
+use crate::socket::{Ended, Io, Received, Socket};
+use crate::wire::Frames;
+
+/// Why a session is over.
+#[derive(Debug)]
+enum End {
+    /// The client closed, or the connection broke.
+    Gone,
+    /// We close it.
+    Close(Close, Option<String>),
+}
+
+impl From<Ended> for End {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Gone => Self::Gone,
+            Ended::TooLarge => Self::Close(Close::FrameTooLarge, None),
+            Ended::Binary => Self::Close(Close::BinaryFrame, None),
+            Ended::Malformed(detail) => Self::Close(Close::BadFrame, Some(shortened(detail))),
+        }
+    }
+}
+
+impl From<BadFrame> for End {
+    fn from(BadFrame(detail): BadFrame) -> Self {
+        Self::Close(Close::BadFrame, Some(detail.into_owned()))
+    }
+}
+
+/// How many frames a client may send: a token bucket.
+#[derive(Debug)]
+struct Allowance {
+    /// In tenths of a frame, since the clock ticks in tenths of a second.
+    tenths: u32,
+    at: Ticks,
+}
+
+/// A session over some byte stream.
+pub(crate) struct Session<S> {
+    shared: Arc<Shared>,
+    handle: Arc<Handle>,
+    socket: Socket<S>,
+    allowance: Allowance,
+    /// What a phone's session knows of its stream, once it has said hello.
+    recipient: Option<Recipient>,
+}
+
+/// Serves a client over an upgraded connection until it ends.
+pub(crate) async fn run<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) {
+    let (options, now) = (&shared.options, shared.ticks());
+    let socket = Socket::new(stream, options.frame_bytes).await;
+    let entered = shared.hub.enter(identity.principal, identity.expires_at, now, options.sessions_per_principal);
+    let Ok(handle) = entered else {
+        return farewell(&shared, socket, Close::TooManySessions, None).await;
+    };
+    shared.meters.opened.increment(1);
+    let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
+    let mut session = Session { shared, handle, socket, allowance, recipient: None };
+    // A drain that began while this connection was being upgraded has not seen the session.
+    let end = if session.shared.ready() { session.serve().await } else { End::Close(Close::ShuttingDown, None) };
+    // The rest needs more room than an idle session should hold.
+    Box::pin(session.leave(end)).await;
+}
+
+/// Says goodbye and closes.
+async fn farewell<S: Io>(shared: &Shared, socket: Socket<S>, close: Close, detail: Option<&str>) {
+    metrics::counter!(names::GATEWAY_CLOSED, "code" => close.code().to_string()).increment(1);
+    let spread = shared.options.reconnect_spread_ms;
+    let bye = Reply::Bye {
+        code: close.code(),
+        reason: close.reason(),
+        detail,
+        reconnect_after_ms: close.reconnects().then(|| rand::random_range(0..=spread)),
+    };
+    let bytes = {
+        let mut frames = Frames::new();
+        frames.text(|bytes| bye.render(bytes));
+        frames.close(close.code(), close.reason());
+        frames.as_bytes().to_vec()
+    };
+    socket.hang_up(&bytes).await;
+}
+
+impl<S: Io> Session<S> {
+    async fn serve(&mut self) -> End {
+        loop {
+            if let Err(end) = self.send_what_waits().await {
+                return end;
+            }
+            let handle = Arc::clone(&self.handle);
+            let received = tokio::select! {
+                biased;
+                received = self.socket.receive() => Some(received),
+                () = handle.woken() => None,
+            };
+            let Some(received) = received else { continue };
+            if let Err(end) = self.take(received).await {
+                return end;
+            }
+            // Acks that came together make room together.
+            while let Some(received) = self.socket.receive().now_or_never() {
+                if let Err(end) = self.take(received).await {
+                    return end;
+                }
+            }
+        }
+    }
+
+    /// Does what others signalled, and sends what is in the inbox and what the stream still holds.
+    async fn send_what_waits(&mut self) -> Result<(), End> {
+        let signals = self.handle.take_signals();
+        if let Some(close) = signals.close {
+            return Err(End::Close(close, None));
+        }
+        let inbox = self.handle.take_inbox();
+        let mut frames = Frames::new();
+        if signals.ping {
+            frames.ping();
+        }
+        if let Some(recipient) = &mut self.recipient {
+            recipient.behind |= signals.behind || inbox.overflowed;
+        }
+        if !inbox.hints.is_empty() {
+            self.send_hints(inbox.hints, &mut frames);
+        }
+        self.write(frames).await?;
+        if self.recipient.as_ref().is_some_and(|recipient| recipient.behind) {
+            Box::pin(self.catch_up()).await?;
+        }
+        Ok(())
+    }
+
+    fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
+        let now = self.shared.clock.now();
+        let meters = &self.shared.meters;
+        for hint in hints {
+            match (hint, &mut self.recipient) {
+                (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(&ready, now, frames) {
+                    Taken::Sent => {
+                        meters.sent_by_hint.increment(1);
+                        meters.delivery_seconds.record(now.millis_since(ready.accepted_at).max(0) as f64 / 1_000.0);
+                    }
+                    Taken::Expired => meters.expired.increment(1),
+                    Taken::Dropped => {}
+                },
+                (Hint::Status(json), None) => frames.text(|bytes| bytes.extend_from_slice(&json)),
+                (Hint::Message(_), None) | (Hint::Status(_), Some(_)) => {}
+            }
+        }
+    }
+
+    /// Reads the stream from where this session stands until its head, or until the window is full.
+    async fn catch_up(&mut self) -> Result<(), End> {
+        let (shared, handle) = (Arc::clone(&self.shared), Arc::clone(&self.handle));
+        let times = &handle.times;
+        loop {
+            let Some(recipient) = &mut self.recipient else { return Ok(()) };
+            let room = recipient.window.room();
+            if !recipient.window.may_resume(times.waiting.load(Relaxed), shared.ticks()) {
+                if times.waiting.load(Relaxed) == 0 {
+                    times.waiting.store(shared.ticks(), Relaxed);
+                }
+                return Ok(());
+            }
+            times.waiting.store(0, Relaxed);
+            let cause = if recipient.greeted { "gap" } else { "hello" };
+            metrics::counter!(names::GATEWAY_STREAM_READS, "cause" => cause).increment(1);
+            let page = shared.streams.read(recipient.phone, recipient.sent, room.min(shared.options.page)).await;
+            let page = page.map_err(|error| self.failed("read the stream", &error))?;
+            let Some(recipient) = &mut self.recipient else { return Ok(()) };
+            let mut frames = Frames::new();
+            recipient.take_page(&shared, page, &mut frames).await;
+            let behind = recipient.behind;
+            self.write(frames).await?;
+            if !behind || handle.closing().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A failure of what we rest on: the client comes back, and finds everything.
+    fn failed(&self, action: &str, error: &dyn std::error::Error) -> End {
+        tracing::warn!(session = self.handle.id, action, %error, "a session failed");
+        End::Close(Close::InternalError, None)
+    }
+
+    async fn take(&mut self, received: Result<Received, Ended>) -> Result<(), End> {
+        let received = received?;
+        self.handle.times.heard.store(self.shared.ticks(), Relaxed);
+        self.spend_frame()?;
+        match received {
+            Received::Text(text) => self.handle_request(Request::parse(&text)?).await,
+            Received::Sign => Ok(()),
+        }
+    }
+
+    async fn handle_request(&mut self, request: Request) -> Result<(), End> {
+        let greeted = self.handle.is_live();
+        match request {
+            Request::Hello(_) if greeted => Err(End::Close(Close::AlreadyGreeted, None)),
+            Request::Hello(hello) => Box::pin(self.greet(hello)).await,
+            Request::Ping {} => self.reply(&Reply::Pong).await,
+            Request::Renew { access_token } => Box::pin(self.renew(&access_token)).await,
+            _ if !greeted => Err(BadFrame("say hello first".into()).into()),
+            Request::Ack { cursor: Some(cursor), .. } => self.acknowledge(|window| window.ack_to(cursor)).await,
+            Request::Ack { ids, .. } => {
+                let ids = ids.unwrap_or_default();
+                self.acknowledge(|window| window.ack_ids(&ids)).await
+            }
+            Request::Read { ids: Some(ids), .. } => Box::pin(self.read(ids)).await,
+            Request::Read { ids: None, .. } => self.unsupported(None).await,
+            Request::Send { r#ref }
+            | Request::Join { r#ref }
+            | Request::Leave { r#ref }
+            | Request::Typing { r#ref } => self.unsupported(r#ref.as_deref()).await,
+        }
+    }
+
+    async fn acknowledge(&mut self, ack: impl FnOnce(&mut Window) -> Vec<Arc<Subject>>) -> Result<(), End> {
+        let Some(recipient) = &mut self.recipient else { return self.not_a_recipient().await };
+        let acked = ack(&mut recipient.window);
+        if acked.is_empty() {
+            return Ok(());
+        }
+        let phone = recipient.phone;
+        let place = recipient.place().map(|cursor| (phone, cursor));
+        // What acknowledges something is bounded by what was sent.
+        self.allowance.tenths += TICKS;
+        self.shared.meters.acked.increment(acked.len() as u64);
+        let records = self.statuses(&acked, phone, Status::Delivered);
+        self.shared.receipts.add(records, place);
+        self.shared.receipts.room().await;
+        Ok(())
+    }
+
+    fn statuses(&self, subjects: &[Arc<Subject>], phone: Phone, status: Status) -> SmallVec<[NewRecord; 2]> {
+        let now = self.shared.clock.now();
+        subjects.iter().filter_map(|subject| receipts::status(&self.shared, subject, phone, status, now)).collect()
+    }
+
+    async fn read(&mut self, ids: Vec<MessageId>) -> Result<(), End> {
+        let Some(recipient) = &mut self.recipient else { return self.not_a_recipient().await };
+        let phone = recipient.phone;
+        let known = recipient.window.sent(&ids);
+        for id in ids {
+            if !known.iter().any(|subject| subject.id == id) {
+                self.shared.receipts.read_later(phone, id, self.shared.clock.now());
+            }
+        }
+        let ids: Vec<MessageId> = known.iter().map(|subject| subject.id).collect();
+        self.acknowledge(|window| window.ack_ids(&ids)).await?;
+        self.shared.receipts.add(self.statuses(&known, phone, Status::Read), None);
+        self.shared.receipts.room().await;
+        Ok(())
+    }
+
+    async fn renew(&mut self, credential: &str) -> Result<(), End> {
+        match self.shared.credentials.authenticate(credential).await {
+            Ok(identity) if identity.principal == self.handle.principal => {
+                let expires_at = identity.expires_at;
+                let millis = expires_at.map_or(0, eshaar_model::Timestamp::as_millis);
+                self.handle.times.expires_ms.store(millis, Relaxed);
+                self.reply(&Reply::Renewed { expires_at }).await
+            }
+            Ok(_) => Err(End::Close(Close::TokenInvalid, Some("the token is of another principal".to_owned()))),
+            Err(AuthError::Unavailable(_)) => {
+                self.error(None, "unavailable", "tokens cannot be checked now", true).await
+            }
+            Err(error) => Err(End::Close(Close::TokenInvalid, Some(error.to_string()))),
+        }
+    }
+
+    async fn unsupported(&mut self, reference: Option<&str>) -> Result<(), End> {
+        self.error(reference, "unsupported", "chat is not available", false).await
+    }
+
+    async fn not_a_recipient(&mut self) -> Result<(), End> {
+        self.error(None, "not_a_recipient", "only a phone acknowledges and reads messages", false).await
+    }
+
+    async fn error(&mut self, reference: Option<&str>, code: &str, detail: &str, temporary: bool) -> Result<(), End> {
+        self.reply(&Reply::Error { r#ref: reference, code, detail, temporary }).await
+    }
+
+    async fn reply(&mut self, reply: &Reply<'_>) -> Result<(), End> {
+        let mut frames = Frames::new();
+        frames.text(|bytes| reply.render(bytes));
+        self.write(frames).await
+    }
+
+    /// Writes frames, bounded by the shared timer: what takes too long ends the session.
+    async fn write(&mut self, frames: Frames) -> Result<(), End> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let (handle, now) = (&self.handle, self.shared.ticks());
+        let written = {
+            let mut write = std::pin::pin!(self.socket.write(frames.as_bytes()));
+            if let Some(written) = write.as_mut().now_or_never() {
+                written
+            } else {
+                handle.times.writing.store(now, Relaxed);
+                let written = loop {
+                    tokio::select! {
+                        written = write.as_mut() => break written,
+                        () = handle.woken() => {}
+                    }
+                    if handle.closing() == Some(Close::TooSlow) {
+                        return Err(End::Close(Close::TooSlow, None));
+                    }
+                };
+                handle.times.writing.store(0, Relaxed);
+                // What woke us may be more than a reason to close.
+                handle.wake();
+                written
+            }
+        };
+        written.map_err(End::from)
+    }
+
+    fn spend_frame(&mut self) -> Result<(), End> {
+        let (options, now) = (&self.shared.options, self.shared.ticks());
+        let Allowance { tenths, at } = &mut self.allowance;
+        let earned = now.saturating_sub(*at).saturating_mul(options.frames_per_s);
+        *tenths = tenths.saturating_add(earned).min(options.frames_burst * TICKS);
+        *at = now;
+        *tenths = tenths.checked_sub(TICKS).ok_or(End::Close(Close::TooManyFrames, None))?;
+        Ok(())
+    }
+
+    async fn leave(self, end: End) {
+        let Self { shared, handle, socket, .. } = self;
+        shared.hub.leave(&handle);
+        if handle.is_live()
+            && let Some(connection) = shared.connection(&handle)
+        {
+            // What is left behind lapses by itself.
+            let _ = shared.presence.disconnect(&handle.principal, connection).await;
+        }
+        match end {
+            // In the middle of a frame nothing more can be said.
+            End::Close(Close::TooSlow, _) => {
+                metrics::counter!(names::GATEWAY_CLOSED, "code" => Close::TooSlow.code().to_string()).increment(1);
+            }
+            End::Close(close, detail) => farewell(&shared, socket, close, detail.as_deref()).await,
+            End::Gone => metrics::counter!(names::GATEWAY_CLOSED, "code" => "client").increment(1),
+        }
+    }
+}
+
+/// The principal as logs may have it.
+fn masked(principal: &Principal) -> String {
+    principal.phone().map_or_else(|| principal.to_string(), Phone::masked)
+}

@@ -1,0 +1,1 @@
+//! Tests of sessions over an in-memory connection.

@@ -1,0 +1,143 @@
+//! What every session of a gateway shares.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use eshaar_auth::{AuthError, Authenticator, Identity};
+use eshaar_model::{Clock, Epoch, Lane, Phone};
+use eshaar_presence::{Connection, Node, Presence};
+use eshaar_schemas::Codecs;
+use eshaar_service::metrics as names;
+use eshaar_store::{MessageStore, StreamStore};
+use eshaar_topics::partitioner::partition_of;
+use eshaar_topics::{Log, Topic};
+use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
+
+use crate::Options;
+use crate::hub::{Handle, Hub, Ticks};
+use crate::receipts::Receipts;
+
+/// Checks the credential of a renewal or an upgrade.
+#[async_trait]
+pub(crate) trait Credentials: Send + Sync + 'static {
+    async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError>;
+}
+
+#[async_trait]
+impl Credentials for Authenticator {
+    async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError> {
+        Self::authenticate(self, credential).await
+    }
+}
+
+/// Metrics that are touched for each message, looked up once.
+pub(crate) struct Meters {
+    pub(crate) sessions: Gauge,
+    pub(crate) opened: Counter,
+    pub(crate) sent_by_hint: Counter,
+    pub(crate) sent_by_replay: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) acked: Counter,
+    pub(crate) delivery_seconds: Histogram,
+}
+
+impl Meters {
+    fn new() -> Self {
+        Self {
+            sessions: metrics::gauge!(names::GATEWAY_SESSIONS),
+            opened: metrics::counter!(names::GATEWAY_OPENED),
+            sent_by_hint: metrics::counter!(names::GATEWAY_SENT, "how" => "hint"),
+            sent_by_replay: metrics::counter!(names::GATEWAY_SENT, "how" => "replay"),
+            expired: metrics::counter!(names::EXPIRED, "stage" => "gateway"),
+            acked: metrics::counter!(names::ACKED),
+            delivery_seconds: metrics::histogram!(names::DELIVERY_SECONDS),
+        }
+    }
+}
+
+/// What every session of a gateway shares.
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) codecs: Codecs,
+    pub(crate) streams: Arc<dyn StreamStore>,
+    pub(crate) messages: Arc<dyn MessageStore>,
+    pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) credentials: Arc<dyn Credentials>,
+    pub(crate) clock: Clock,
+    pub(crate) hub: Hub,
+    pub(crate) receipts: Receipts,
+    pub(crate) meters: Meters,
+    ticks: AtomicU32,
+    node: Mutex<Option<Node>>,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(deps: crate::Deps, credentials: Arc<dyn Credentials>, options: Options) -> Self {
+        Self {
+            receipts: Receipts::new(options.receipts),
+            options,
+            log: deps.log,
+            codecs: deps.codecs,
+            streams: deps.store.streams,
+            messages: deps.store.messages,
+            presence: deps.presence,
+            credentials,
+            clock: deps.clock,
+            hub: Hub::new(),
+            meters: Meters::new(),
+            ticks: AtomicU32::new(1),
+            node: Mutex::new(None),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The time of the shared timer: as coarse as it ticks, and read for nothing.
+    pub(crate) fn ticks(&self) -> Ticks {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_ticks(&self, ticks: Ticks) {
+        self.ticks.store(ticks, Ordering::Relaxed);
+    }
+
+    /// Life of the log.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.log.epoch()
+    }
+
+    /// The partition of a lane that a phone's messages are in.
+    pub(crate) fn partition(&self, phone: Phone, lane: Lane) -> u32 {
+        partition_of(phone.to_string().as_bytes(), self.log.partitions(Topic::of_lane(lane)))
+    }
+
+    /// This gateway, while it has a slot.
+    pub(crate) fn node(&self) -> Option<Node> {
+        self.node.lock().clone()
+    }
+
+    pub(crate) fn set_node(&self, node: Option<Node>) {
+        *self.node.lock() = node;
+    }
+
+    /// A session, as presence knows it; `None` while the gateway has no slot.
+    pub(crate) fn connection(&self, handle: &Handle) -> Option<Connection> {
+        let node = self.node.lock();
+        node.as_ref().map(|node| Connection { slot: node.slot, incarnation: node.incarnation, session: handle.id })
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn ready(&self) -> bool {
+        !self.is_draining() && self.node.lock().is_some()
+    }
+}

@@ -1,0 +1,188 @@
+//! The gateway's slot: the partition of `deliveries` that is its address. It is leased in presence, announced while it
+//! lives, and read from the end, without a group or commits: what is in it are hints.
+//!
+//! No socket is taken before that end is known. A gateway that loses its slot closes its sessions and leases another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eshaar_model::{Epoch, Lane, Phone, Principal, StreamPosition, Timestamp};
+use eshaar_presence::{NODE_TTL, Node, PresenceError};
+use eshaar_schemas::{Delivery, Hint as Told, Message, MessageHint, StatusHint};
+use eshaar_topics::{LogError, Reader, Record, Topic};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::StartError;
+use crate::close::Close;
+use crate::hub::Hint;
+use crate::message::{self, Before, Ready};
+use crate::protocol::Reply;
+use crate::shared::Shared;
+
+/// Most records taken at once.
+const BATCH: usize = 512;
+
+/// Wait before reading, or leasing, is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A slot that is ours, and the reader that stands at its end.
+pub(crate) struct Slot {
+    node: Node,
+    reader: Box<dyn Reader>,
+}
+
+/// Leases a slot and finds its end.
+pub(crate) async fn lease(shared: &Shared) -> Result<Slot, StartError> {
+    let incarnation = rand::random();
+    let slots = shared.log.partitions(Topic::Deliveries);
+    let options = &shared.options;
+    let slot = shared.presence.lease_slot(incarnation, options.slot, slots, &options.address).await?;
+    let end = shared.log.bounds(Topic::Deliveries, slot).await?.end;
+    let reader = shared.log.read(Topic::Deliveries, slot, end).await?;
+    let node = Node { slot, incarnation, address: options.address.clone() };
+    tracing::info!(slot, "the gateway reads its slot from {end}");
+    shared.set_node(Some(node.clone()));
+    Ok(Slot { node, reader })
+}
+
+/// Serves the slot, and another one when it is lost, until `shutdown`.
+pub(crate) async fn run(shared: Arc<Shared>, mut slot: Slot, shutdown: CancellationToken) {
+    loop {
+        let node = slot.node.clone();
+        tokio::select! {
+            () = announce(&shared, &node) => {}
+            () = read(&shared, &mut slot) => {}
+            () = shutdown.cancelled() => return,
+        }
+        tracing::warn!(slot = node.slot, "the gateway lost its slot to another; its sessions go elsewhere");
+        shared.set_node(None);
+        shared.hub.close_all(Close::PresenceLost);
+        slot = loop {
+            let leased = tokio::select! {
+                leased = lease(&shared) => leased,
+                () = shutdown.cancelled() => return,
+            };
+            match leased {
+                Ok(slot) => break slot,
+                Err(error) => tracing::warn!(%error, "no slot yet; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+    }
+}
+
+/// Says that the node lives, until the slot has another owner.
+async fn announce(shared: &Shared, node: &Node) {
+    let mut every = tokio::time::interval(Duration::from_secs(shared.options.announce_every_s));
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        every.tick().await;
+        match shared.presence.announce(node).await {
+            Ok(true) => {
+                if last.elapsed() >= NODE_TTL {
+                    // Nobody saw it live for a while: hints went elsewhere, or nowhere.
+                    shared.hub.begin_rescue(shared.ticks());
+                }
+                last = Instant::now();
+            }
+            Ok(false) => return,
+            Err(error) => tracing::warn!(%error, "the gateway could not announce itself"),
+        }
+    }
+}
+
+/// Reads the slot for ever. Where it jumps, every session reads its stream.
+async fn read(shared: &Shared, slot: &mut Slot) {
+    loop {
+        if let Err(error) = slot.reader.ready().await {
+            tracing::warn!(%error, slot = slot.node.slot, "the slot cannot be read; trying again");
+            tokio::time::sleep(RETRY).await;
+            if let Ok(reader) = shared.log.read(Topic::Deliveries, slot.node.slot, slot.reader.next_offset()).await {
+                slot.reader = reader;
+            }
+            continue;
+        }
+        let expected = slot.reader.next_offset();
+        let records = slot.reader.take(BATCH);
+        if records.first().is_some_and(|first| first.position.offset > expected) {
+            shared.hub.begin_rescue(shared.ticks());
+        }
+        for record in records {
+            deliver(shared, &record).await;
+        }
+    }
+}
+
+/// Hands a hint to the sessions of its principal, decoded once for all of them.
+async fn deliver(shared: &Shared, record: &Record) {
+    // The key is the principal: most hints for somebody who has left in the meantime cost no more than this.
+    let Some(principal) = std::str::from_utf8(&record.key).ok().and_then(principal) else { return };
+    let sessions = shared.hub.of(&principal);
+    if sessions.is_empty() {
+        return;
+    }
+    let hint = match message::decode::<Delivery>(&shared.codecs, &record.value).await {
+        Ok(Delivery { hint: Told::Message(hint), .. }) => {
+            ready(shared, &hint).await.map(|ready| Hint::Message(ready.into()))
+        }
+        Ok(Delivery { hint: Told::Status(hint), .. }) => Some(rendered(&hint)),
+        Err(error) => {
+            tracing::error!(offset = record.position.offset, %error, "a delivery cannot be decoded");
+            None
+        }
+    };
+    for session in sessions {
+        match &hint {
+            Some(hint) => session.deliver(hint.clone(), shared.options.hints),
+            // Whatever it was, the stream has it.
+            None => session.fall_behind(),
+        }
+    }
+}
+
+/// Whose hint it is. The text was written from a principal: a phone's numbering plan is not looked at again.
+fn principal(text: &str) -> Option<Principal> {
+    match text.strip_prefix('+') {
+        Some(digits) => digits.parse().ok().and_then(Phone::from_digits).map(Principal::Phone),
+        None => text.parse().ok(),
+    }
+}
+
+async fn ready(shared: &Shared, hint: &MessageHint) -> Option<Ready> {
+    let position = StreamPosition {
+        epoch: Epoch(u32::try_from(hint.epoch).ok()?),
+        lane: Lane::from_index(usize::try_from(hint.lane).ok()?)?,
+        offset: u64::try_from(hint.offset).ok()?,
+    };
+    let before = match hint.prev {
+        None => Before::Unknown,
+        Some(offset) => u64::try_from(offset).map_or(Before::Nothing, Before::Offset),
+    };
+    match message::decode::<Message>(&shared.codecs, &hint.message).await {
+        Ok(message) => Some(Ready::new(message, position, before)),
+        Err(error) => {
+            tracing::error!(offset = hint.offset, %error, "the message of a hint cannot be decoded");
+            None
+        }
+    }
+}
+
+fn rendered(hint: &StatusHint) -> Hint {
+    let mut json = Vec::with_capacity(128);
+    Reply::Status { id: hint.id, status: &hint.status, at: Timestamp::from_millis(hint.at) }.render(&mut json);
+    Hint::Status(json.into())
+}
+
+impl From<PresenceError> for StartError {
+    fn from(error: PresenceError) -> Self {
+        Self::Presence(error)
+    }
+}
+
+impl From<LogError> for StartError {
+    fn from(error: LogError) -> Self {
+        Self::Log(error)
+    }
+}
