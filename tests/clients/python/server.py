@@ -140,5 +140,5 @@ class Server:
 
     def topic(self, name: str, *options: str) -> list[dict]:
         """Every record of a topic so far, as `eshaar topics tail --json` prints it."""
-        output = self.cli("topics tail", name, "--from", "start", "--json", "--no-follow", *options)
+        output = self.cli("topics tail", name, "--from-start", "--json", "--no-follow", *options)
         return [json.loads(line) for line in output.splitlines()]
