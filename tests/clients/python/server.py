@@ -35,6 +35,11 @@ def new_phone() -> str:
     return f"+9665{next(_phones) % 100_000_000:08d}"
 
 
+def new_business() -> str:
+    """A business id that no other test of this run uses."""
+    return f"acme-{next(_phones) % 100_000_000}"
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:

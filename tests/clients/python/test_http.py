@@ -13,7 +13,7 @@ import zstandard
 
 from business import Business
 from phone import Phone, contents
-from server import new_phone
+from server import new_business, new_phone
 
 ENCODINGS = {
     "plain": (None, None),
@@ -64,7 +64,7 @@ async def test_a_changed_body_under_a_used_key_is_refused(demo: Business, phone:
 
 
 async def test_keys_of_two_businesses_do_not_meet(demo: Business, phone: Phone, server):
-    async with Business(server.url, server.new_key("acme")) as acme:
+    async with Business(server.url, server.new_key(new_business())) as acme:
         ids = {await business.say(phone.number, "hello", key="invoice-1-" + phone.number) for business in (demo, acme)}
     assert len(ids) == 2
 
@@ -72,7 +72,7 @@ async def test_keys_of_two_businesses_do_not_meet(demo: Business, phone: Phone, 
 async def test_a_business_sees_only_its_own(demo: Business, phone: Phone, server):
     id = await demo.say(phone.number, "hello")
     await demo.message(id)
-    async with Business(server.url, server.new_key("acme")) as acme:
+    async with Business(server.url, server.new_key(new_business())) as acme:
         problem(await acme.http.get(f"/v1/messages/{id}"), 404)
         assert (await acme.list())["messages"] == []
 
@@ -99,7 +99,17 @@ async def test_a_message_that_breaks_a_rule_is_refused(demo: Business, body: dic
     problem(await demo.http.post("/v1/messages", json=body), 400)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000], ids=repr)
+NO_MESSAGES = {
+    "nothing": b"",
+    "half": b"{",
+    "a list": b"[]",
+    "null": b"null",
+    "not UTF-8": b'"\xff\xfe"',
+    "a deep one": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", NO_MESSAGES.values(), ids=NO_MESSAGES.keys())
 async def test_a_body_that_is_no_message_is_refused(demo: Business, body: bytes):
     problem(await demo.http.post("/v1/messages", content=body, headers={"Content-Type": "application/json"}), 400)
 
@@ -216,7 +226,7 @@ async def pages(business: Business, **query) -> list[dict]:
 
 
 async def test_a_list_is_paged_newest_first_and_stable_while_new_ones_come(demo: Business, server):
-    async with Business(server.url, server.new_key("pages-" + uuid.uuid4().hex[:8])) as business:
+    async with Business(server.url, server.new_key(new_business())) as business:
         ids = await business.say_all(new_phone(), [f"message {n}" for n in range(23)])
         for id in ids:
             await business.message(id)
@@ -229,7 +239,7 @@ async def test_a_list_is_paged_newest_first_and_stable_while_new_ones_come(demo:
 
 async def test_a_list_is_filtered(demo: Business, server):
     phone = Phone.new(server)
-    async with Business(server.url, server.new_key("filters-" + uuid.uuid4().hex[:8])) as business:
+    async with Business(server.url, server.new_key(new_business())) as business:
         read, _, waiting = [await business.say(phone.number, text) for text in ("one", "two", "three")]
         elsewhere = await business.say(new_phone(), "elsewhere")
         async with await phone.connect(**{"from": "start"}) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from business import Business
 from phone import Phone, Session, contents
+from server import new_business
 
 
 def business_session(business: Business, server) -> Phone:
@@ -123,8 +124,8 @@ async def test_a_sender_is_told_live_of_each_step(demo: Business, phone: Phone, 
 
 
 async def test_a_business_is_not_told_of_anothers_messages(demo: Business, phone: Phone, server):
-    key = server.new_key("acme")
-    acme = Phone(server.ws_url, "acme", key)
+    name = new_business()
+    acme = Phone(server.ws_url, name, server.new_key(name))
     async with await acme.connect() as watching, await phone.connect_empty() as session:
         await watching.expect("caught_up")
         await demo.say(phone.number, "hello")
