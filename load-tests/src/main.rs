@@ -1,2 +1,43 @@
-//! placeholder
-fn main() {}
+//! `eshaar-load`: sends what a scenario says, receives it as mobile apps would, and accounts for every message.
+
+mod accounts;
+mod cli;
+mod clock;
+mod drive;
+mod frame;
+mod history;
+mod http_client;
+mod idle;
+mod ingest;
+mod measure;
+mod phones;
+mod procfs;
+mod recipient;
+mod reference;
+mod report;
+mod run;
+mod scenario;
+mod sender;
+mod server;
+mod session;
+mod token;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = cli::Cli::parse();
+    let runtime = cli.runtime()?;
+    runtime.block_on(async {
+        tokio::select! {
+            passed = cli.execute() => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                // A spawned server is killed when what is under way is dropped.
+                anyhow::bail!("interrupted")
+            }
+        }
+    })
+}

@@ -1,0 +1,252 @@
+//! Drives a run: recipients first, then senders, the server's deaths meanwhile, then the accounts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::accounts::{Inbox, Sent, Verdict};
+use crate::clock::RunClock;
+use crate::history;
+use crate::procfs::Machine;
+use crate::recipient::Recipient;
+use crate::report::{Report, Traffic};
+use crate::run::{Access, Attendance, Run, attendances, plans};
+use crate::scenario::Scenario;
+use crate::sender::Sender;
+use crate::server::Server;
+use crate::watch::Watch;
+
+/// Longest time for the recipients to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How often totals are looked at.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Ticks between two samples of CPU and memory.
+const TICKS_A_SAMPLE: u32 = 100;
+
+/// From everybody being connected to the first message, in microseconds.
+const LEAD_US: u64 = 200_000;
+
+/// A server to test.
+pub struct Target {
+    /// Where it is, and what opens it.
+    pub access: Access,
+    /// The process, where we started it.
+    pub server: Option<Server>,
+}
+
+impl Target {
+    /// The server's process, where we started it; an error where it has ended.
+    pub fn pid(&self) -> anyhow::Result<Option<u32>> {
+        self.server.as_ref().map(Server::pid).transpose()
+    }
+}
+
+/// A run that goes on.
+struct Drive<'a> {
+    run: Arc<Run>,
+    target: &'a mut Target,
+    watch: Watch,
+    progress: ProgressBar,
+    ticks: u32,
+    kills: u32,
+}
+
+/// Runs `scenario` against `target`.
+pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: u64) -> anyhow::Result<Report> {
+    ensure!(scenario.chaos.kills == 0 || target.server.is_some(), "only a server of --spawn can be killed");
+    let run = Arc::new(Run::new(scenario, target.access.clone(), RunClock::start(), seed)?);
+    let recipients = gather(&run, seed).await?;
+    let mut drive = Drive {
+        watch: Watch::begin(target.pid()?),
+        progress: progress(run.scenario.messages)?,
+        run: Arc::clone(&run),
+        target,
+        ticks: 0,
+        kills: 0,
+    };
+    let first_us = run.clock.now_us() + LEAD_US;
+    run.begin(first_us);
+    let since_first = || (run.clock.now_us() - first_us) as f64 / 1e6;
+
+    let sent = drive.send(first_us).await?;
+    let sending_s = since_first();
+    run.all_sent.cancel();
+    drive.drain().await?;
+    let total_s = since_first();
+    drive.watch.sample(drive.target.pid()?);
+    let usage = drive.watch.usage(run.totals.accepted.get());
+    sleep(Duration::from_millis(run.scenario.checks.settle_ms)).await;
+    run.stop.cancel();
+
+    let received = collect(recipients, run.scenario.recipients.count).await?;
+    let history = audit(&run, &sent, &drive.progress).await?;
+    drive.progress.finish_and_clear();
+    let mut report = Report {
+        scenario: name,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine: Machine::here(),
+        sending_s,
+        total_s,
+        accepted_rate: run.totals.accepted.get() as f64 / sending_s,
+        received_rate: run.totals.received.get() as f64 / total_s,
+        accounts: Verdict::of(accounts(&sent, &received)),
+        history,
+        accept_ms: run.accept_latency.percentiles(),
+        steady_ms: run.steady_latency.percentiles(),
+        other_ms: run.other_latency.percentiles(),
+        traffic: Traffic::from(&run.totals),
+        starts_ms: starts_ms(drive.target),
+        usage,
+        failures: Vec::new(),
+    };
+    report.judge(&run.scenario.checks);
+    Ok(report)
+}
+
+/// Starts all recipients and waits until those who are to be connected are.
+async fn gather(run: &Arc<Run>, seed: u64) -> anyhow::Result<JoinSet<(u32, Inbox)>> {
+    let mut recipients = JoinSet::new();
+    let mut early = 0;
+    for (index, attendance) in (0..).zip(attendances(&run.scenario, seed)) {
+        early += u64::from(attendance != Attendance::AtTheEnd);
+        recipients.spawn(Recipient::new(Arc::clone(run), index, attendance).attend());
+    }
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    while run.totals.ready.get() < early {
+        ensure!(
+            Instant::now() < deadline,
+            "only {} of {early} recipients have a session after {} s; {} attempts failed",
+            run.totals.ready.get(),
+            CONNECT_TIMEOUT.as_secs(),
+            run.totals.sessions_failed.get()
+        );
+        sleep(TICK).await;
+    }
+    Ok(recipients)
+}
+
+impl Drive<'_> {
+    /// Lets the senders work, kills the server meanwhile, and gives back what was sent, by recipient.
+    async fn send(&mut self, first_us: u64) -> anyhow::Result<Vec<Sent>> {
+        let mut senders = JoinSet::new();
+        for plan in plans(&self.run.scenario, first_us) {
+            senders.spawn(Sender::new(plan, Arc::clone(&self.run))?.work());
+        }
+        let mut sent = vec![Sent::default(); self.run.scenario.recipients.count as usize];
+        loop {
+            tokio::select! {
+                books = senders.join_next() => match books {
+                    Some(books) => books.context("a sender failed")?.into_iter()
+                        .for_each(|(recipient, book)| sent[recipient as usize] = book),
+                    None => break,
+                },
+                () = sleep(TICK) => self.tick().await?,
+            }
+        }
+        // The last death comes right after the last message was accepted: it must not matter.
+        while self.kills < self.run.scenario.chaos.kills {
+            self.kill().await?;
+        }
+        Ok(sent)
+    }
+
+    /// Waits until everything accepted has arrived, or nothing arrives any more.
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        let patience = Duration::from_millis(self.run.scenario.checks.drain_timeout_ms);
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            let received = self.run.totals.received.get();
+            if received >= self.run.totals.accepted.get() {
+                return Ok(());
+            }
+            if received > last {
+                (last, since) = (received, Instant::now());
+            }
+            if since.elapsed() > patience {
+                return Ok(());
+            }
+            sleep(TICK).await;
+            self.tick().await?;
+        }
+    }
+
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        let totals = &self.run.totals;
+        let (accepted, received) = (totals.accepted.get(), totals.received.get());
+        self.progress.set_position(received);
+        if self.ticks.is_multiple_of(TICKS_A_SAMPLE) {
+            self.watch.sample(self.target.pid()?);
+            self.progress.set_message(format!("{accepted} accepted, {} deaths", self.kills));
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        // Spread over the run; the last one comes when all are sent.
+        let kills = self.run.scenario.chaos.kills;
+        let due = self.run.scenario.messages * u64::from(self.kills + 1) / u64::from(kills.max(1));
+        if self.kills + 1 < kills && accepted >= due {
+            self.kill().await?;
+        }
+        Ok(())
+    }
+
+    async fn kill(&mut self) -> anyhow::Result<()> {
+        self.watch.sample(self.target.pid()?);
+        let server = self.target.server.as_mut().context("only a server of --spawn can be killed")?;
+        server.kill_and_restart(Duration::from_millis(self.run.scenario.chaos.down_ms)).await?;
+        self.kills += 1;
+        Ok(())
+    }
+}
+
+/// Waits for all recipients; what they received, in their order.
+async fn collect(mut recipients: JoinSet<(u32, Inbox)>, count: u32) -> anyhow::Result<Vec<Inbox>> {
+    let mut received = vec![Inbox::default(); count as usize];
+    while let Some(recipient) = recipients.join_next().await {
+        let (index, inbox) = recipient.context("a recipient failed")?;
+        received[index as usize] = inbox;
+    }
+    Ok(received)
+}
+
+/// Reads the history of a sample of the recipients, spread evenly, and compares it with what was sent.
+async fn audit(run: &Arc<Run>, sent: &[Sent], progress: &ProgressBar) -> anyhow::Result<Option<(u32, Verdict)>> {
+    let count = sent.len();
+    let wanted = (count as f64 * run.scenario.checks.history_sample).ceil() as usize;
+    if wanted == 0 {
+        return Ok(None);
+    }
+    let mut replays = JoinSet::new();
+    for place in 0..wanted {
+        let recipient = place * count / wanted;
+        let run = Arc::clone(run);
+        replays.spawn(async move { (recipient, history::replay(run, recipient as u32).await) });
+    }
+    let mut verdict = Verdict::default();
+    while let Some(replay) = replays.join_next().await {
+        let (recipient, inbox) = replay.context("an audit failed")?;
+        verdict.add(recipient as u32, &sent[recipient], &inbox?);
+        progress.set_message(format!("auditing history, {} to go", replays.len()));
+    }
+    Ok(Some((wanted as u32, verdict)))
+}
+
+fn accounts<'a>(sent: &'a [Sent], received: &'a [Inbox]) -> impl Iterator<Item = (u32, &'a Sent, &'a Inbox)> {
+    (0..).zip(sent).zip(received).map(|((recipient, sent), inbox)| (recipient, sent, inbox))
+}
+
+fn starts_ms(target: &Target) -> Vec<f64> {
+    target
+        .server
+        .as_ref()
+        .map_or_else(Vec::new, |server| server.starts.iter().map(|start| start.as_secs_f64() * 1e3).collect())
+}
+
+fn progress(messages: u64) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{elapsed:>4} {bar:30} {pos}/{len} received, {per_sec} · {msg}")?;
+    Ok(ProgressBar::new(messages).with_style(style))
+}

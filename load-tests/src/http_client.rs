@@ -1,0 +1,186 @@
+//! One kept-alive HTTP/1.1 connection with one request under way: all that a sender needs, at the least CPU.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest answer that is read, in bytes: a bulk answer has a line for each line.
+const ANSWER_LIMIT: usize = 64 << 20;
+
+/// Longest time for a TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a server listens: plain HTTP, since TLS is for the proxy in front of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What goes into `Host`.
+    pub authority: String,
+}
+
+impl FromStr for Endpoint {
+    type Err = anyhow::Error;
+
+    fn from_str(url: &str) -> anyhow::Result<Self> {
+        let Some(rest) = url.strip_prefix("http://") else {
+            bail!("expected a URL that begins with http://, got {url}")
+        };
+        let authority = rest.trim_end_matches('/');
+        let resolved = std::net::ToSocketAddrs::to_socket_addrs(authority)
+            .with_context(|| format!("finding the address of {authority} (host:port)"))?;
+        let address = resolved.into_iter().next().with_context(|| format!("{authority} has no address"))?;
+        Ok(Self { address, authority: authority.to_owned() })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
+/// Why there is no answer. What became of the request is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No connection, or it broke.
+    #[error("the connection failed: {0}")]
+    Connection(Box<dyn std::error::Error + Send + Sync>),
+    /// No whole answer in time.
+    #[error("no answer in {} ms", .0.as_millis())]
+    Timeout(Duration),
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// `Retry-After`, where it was given in seconds.
+    pub retry_after: Option<Duration>,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A request to be posted, once or again.
+#[derive(Clone, Debug)]
+pub struct Post {
+    /// Path.
+    pub path: &'static str,
+    /// `Content-Type`.
+    pub content_type: &'static str,
+    /// `Idempotency-Key`.
+    pub key: Option<HeaderValue>,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// A client that connects when it must.
+pub struct Client {
+    endpoint: Endpoint,
+    host: HeaderValue,
+    authorization: HeaderValue,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    /// A client of `endpoint` that shows `api_key`. It connects with the first request.
+    pub fn new(endpoint: Endpoint, api_key: &str) -> anyhow::Result<Self> {
+        let host = HeaderValue::from_str(&endpoint.authority)?;
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {api_key}")).context("the API key")?;
+        authorization.set_sensitive(true);
+        Ok(Self { endpoint, host, authorization, connection: None })
+    }
+
+    /// Posts, and reads the whole answer. After an error the next call connects anew.
+    pub async fn post(&mut self, post: Post, patience: Duration) -> Result<Answer, CallError> {
+        let Post { path, content_type, key, body } = post;
+        let mut request = Request::post(path)
+            .header(header::HOST, &self.host)
+            .header(header::AUTHORIZATION, &self.authorization)
+            .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request.body(Full::new(body)).map_err(connection_failed)?;
+        self.call(request, patience).await
+    }
+
+    /// Gets a path.
+    pub async fn get(&mut self, path: &str, patience: Duration) -> Result<Answer, CallError> {
+        let request = Request::get(path)
+            .header(header::HOST, &self.host)
+            .header(header::AUTHORIZATION, &self.authorization)
+            .body(Full::default())
+            .map_err(connection_failed)?;
+        self.call(request, patience).await
+    }
+
+    async fn call(&mut self, request: Request<Full<Bytes>>, patience: Duration) -> Result<Answer, CallError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) if connection.is_ready() => connection,
+            _ => self.connect().await?,
+        };
+        match timeout(patience, exchange(&mut connection, request)).await {
+            Ok(Ok(answer)) => {
+                self.connection = Some(connection);
+                Ok(answer)
+            }
+            Ok(Err(error)) => Err(CallError::Connection(error)),
+            Err(_) => Err(CallError::Timeout(patience)),
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
+        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(self.endpoint.address)).await {
+            Ok(stream) => stream.map_err(connection_failed)?,
+            Err(_) => return Err(CallError::Timeout(CONNECT_TIMEOUT)),
+        };
+        stream.set_nodelay(true).map_err(connection_failed)?;
+        let (connection, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(connection_failed)?;
+        // Ends when `connection` is dropped or the server hangs up; a failure is also seen by the request under way.
+        tokio::spawn(driver);
+        Ok(connection)
+    }
+}
+
+async fn exchange(
+    connection: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    connection.ready().await?;
+    let response = connection.send_request(request).await?;
+    let status = response.status();
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await?.to_bytes();
+    Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
+}
+
+fn connection_failed(error: impl std::error::Error + Send + Sync + 'static) -> CallError {
+    CallError::Connection(Box::new(error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_an_http_url_with_a_port() {
+        let endpoint: Endpoint = "http://127.0.0.1:8080/".parse().unwrap();
+        assert_eq!(endpoint.authority, "127.0.0.1:8080");
+        assert_eq!(endpoint.to_string(), "http://127.0.0.1:8080");
+        assert!("https://127.0.0.1:8080".parse::<Endpoint>().is_err());
+        assert!("http://127.0.0.1".parse::<Endpoint>().is_err());
+    }
+}

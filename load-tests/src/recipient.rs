@@ -1,0 +1,244 @@
+//! A recipient: a mobile app that connects, receives, acknowledges, loses its connection and resumes by cursor.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use rand::Rng as _;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::accounts::Inbox;
+use crate::clock::unix_seconds;
+use crate::frame::Frame;
+use crate::reference::Reference;
+use crate::run::{Attendance, Run};
+use crate::session::{Resume, Session, SessionError};
+
+/// Messages after which an ack is due however long acks are gathered: half the server's window.
+const MOST_UNACKED: usize = 128;
+
+/// Pauses before connecting again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+
+/// What a session gives next.
+type Received = Option<Result<Utf8Bytes, SessionError>>;
+
+/// A recipient at work.
+pub struct Recipient {
+    run: Arc<Run>,
+    index: u32,
+    attendance: Attendance,
+    inbox: Inbox,
+    cursor: String,
+    ready: bool,
+    burst: Burst,
+}
+
+/// What came in one burst, settled with one write to each total.
+#[derive(Default)]
+struct Burst {
+    messages: usize,
+    new: u64,
+    latencies_us: Vec<u64>,
+}
+
+/// Why a session is over.
+enum End {
+    /// The run is over.
+    Stopped,
+    /// The recipient chose to leave.
+    Left,
+    /// It broke, or the server closed it.
+    Broken,
+}
+
+impl Recipient {
+    /// Recipient `index` of the run.
+    pub fn new(run: Arc<Run>, index: u32, attendance: Attendance) -> Self {
+        Self {
+            run,
+            index,
+            attendance,
+            inbox: Inbox::default(),
+            cursor: String::new(),
+            ready: false,
+            burst: Burst::default(),
+        }
+    }
+
+    /// Receives until the run is over. Gives back what arrived.
+    pub async fn attend(mut self) -> (u32, Inbox) {
+        let run = Arc::clone(&self.run);
+        if self.attendance == Attendance::AtTheEnd {
+            run.all_sent.cancelled().await;
+        }
+        let mut pause = FIRST_PAUSE;
+        while !run.stop.is_cancelled() {
+            let away = if let Ok(session) = self.connect().await {
+                pause = FIRST_PAUSE;
+                match self.receive(session).await {
+                    End::Stopped => break,
+                    End::Left => between(run.scenario.recipients.away_ms),
+                    End::Broken => pause,
+                }
+            } else {
+                run.totals.sessions_failed.one();
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause.mul_f64(rand::rng().random_range(0.5..1.0))
+            };
+            tokio::select! { () = sleep(away) => {}, () = run.stop.cancelled() => {} }
+        }
+        (self.index, self.inbox)
+    }
+
+    async fn connect(&mut self) -> Result<Session, SessionError> {
+        let run = &self.run;
+        // Never closed, so always granted.
+        let _permit = run.handshakes.acquire().await;
+        let token = run.minter.mint(run.phones.number(self.index), unix_seconds());
+        let resume = if self.cursor.is_empty() { Resume::Acknowledged } else { Resume::After(&self.cursor) };
+        let session = Session::open(&run.endpoint, run.source(self.index), &token, resume).await?;
+        run.totals.sessions.one();
+        Ok(session)
+    }
+
+    async fn receive(&mut self, mut session: Session) -> End {
+        let run = Arc::clone(&self.run);
+        let mut stopped = pin!(run.stop.cancelled());
+        let mut leave = pin!(sleep(between(run.scenario.recipients.stay_ms)));
+        let ack_delay = Duration::from_millis(run.scenario.recipients.ack_delay_ms);
+        let (mut unacked, mut ack_due) = (0, Instant::now());
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = session.next() => frame,
+                () = sleep_until(ack_due), if unacked > 0 => {
+                    unacked = 0;
+                    if self.ack(&mut session).await.is_err() { return End::Broken }
+                    continue;
+                }
+                () = &mut leave, if self.attendance == Attendance::Flapping => {
+                    leave_politely_or_not(session).await;
+                    return End::Left;
+                }
+                () = &mut stopped => return End::Stopped,
+            };
+            let (messages, alive) = self.take_burst(frame, &mut session);
+            if !alive {
+                return End::Broken;
+            }
+            if unacked == 0 {
+                ack_due = Instant::now() + ack_delay;
+            }
+            unacked += messages;
+            if unacked > 0 && (ack_delay.is_zero() || unacked >= MOST_UNACKED) {
+                unacked = 0;
+                if self.ack(&mut session).await.is_err() {
+                    return End::Broken;
+                }
+            }
+        }
+    }
+
+    /// Takes a frame and those that are at hand behind it. How many were messages, and whether the session goes on.
+    fn take_burst(&mut self, first: Received, session: &mut Session) -> (usize, bool) {
+        let mut frame = first;
+        let mut alive = true;
+        for _ in 0..MOST_UNACKED {
+            let Some(Ok(text)) = frame else {
+                alive = false;
+                break;
+            };
+            alive = self.take(&text);
+            match session.next().now_or_never() {
+                Some(next) if alive => frame = next,
+                _ => break,
+            }
+        }
+        (self.settle_burst(), alive)
+    }
+
+    /// Takes one frame. `false` where the session ends with it.
+    fn take(&mut self, text: &str) -> bool {
+        let totals = &self.run.totals;
+        match Frame::parse(text) {
+            Ok(Frame::Message { reference, cursor }) => {
+                keep(&mut self.cursor, cursor);
+                self.take_message(reference);
+            }
+            Ok(Frame::CaughtUp { cursor }) => {
+                if let Some(cursor) = cursor {
+                    keep(&mut self.cursor, cursor);
+                }
+                if !self.ready {
+                    self.ready = true;
+                    totals.ready.one();
+                }
+            }
+            Ok(Frame::Gap { .. }) => totals.gaps.one(),
+            Ok(Frame::Bye { code }) => {
+                if code >= 4500 {
+                    totals.protocol_errors.one();
+                }
+                return false;
+            }
+            Ok(Frame::Error { .. }) | Err(_) => totals.protocol_errors.one(),
+            Ok(Frame::Other) => {}
+        }
+        true
+    }
+
+    fn take_message(&mut self, reference: &str) {
+        let run = &self.run;
+        self.burst.messages += 1;
+        match Reference::parse(reference) {
+            Some(reference) if reference.recipient == self.index => {
+                if self.inbox.receive(reference.seq, run.lane(self.index, reference.seq)) {
+                    self.burst.new += 1;
+                    self.burst.latencies_us.extend(run.latency_us(reference.intended_us));
+                }
+            }
+            _ => self.inbox.receive_stranger(),
+        }
+    }
+
+    fn settle_burst(&mut self) -> usize {
+        let run = &self.run;
+        let Burst { messages, new, latencies_us } = &mut self.burst;
+        run.totals.received.add(*new);
+        let latencies = if self.attendance == Attendance::Steady {
+            run.totals.received_steady.add(*new);
+            &run.steady_latency
+        } else {
+            &run.other_latency
+        };
+        latencies.record(latencies_us);
+        latencies_us.clear();
+        *new = 0;
+        std::mem::take(messages)
+    }
+
+    async fn ack(&mut self, session: &mut Session) -> Result<(), SessionError> {
+        self.run.totals.acks.one();
+        session.ack(&self.cursor).await
+    }
+}
+
+/// Half of those who leave say so; the other half are gone, as in a tunnel.
+async fn leave_politely_or_not(session: Session) {
+    if rand::rng().random() {
+        session.close().await;
+    }
+}
+
+fn between((from_ms, to_ms): (u64, u64)) -> Duration {
+    Duration::from_millis(rand::rng().random_range(from_ms..=to_ms))
+}
+
+fn keep(cursor: &mut String, newer: &str) {
+    cursor.clear();
+    cursor.push_str(newer);
+}

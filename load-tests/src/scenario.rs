@@ -1,0 +1,282 @@
+//! A scenario: what is sent, to whom, and what must come of it. Read from a TOML file; an unknown key is an error.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+
+use crate::accounts::LANES;
+
+/// A load test.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// How many messages are sent in all.
+    pub messages: u64,
+    /// Messages a second of all senders together; 0: each as soon as the one before it was accepted.
+    pub rate: u64,
+    /// Messages due in the first so many milliseconds count for the accounts, not for the latencies.
+    #[serde(default)]
+    pub warmup_ms: u64,
+    /// Size of a message's text, in bytes.
+    #[serde(default = "default_content_bytes")]
+    pub content_bytes: usize,
+    /// Those who send: each group has its share of the recipients and of the messages.
+    pub senders: Vec<Senders>,
+    /// Those who receive.
+    pub recipients: Recipients,
+    /// What is checked at the end.
+    #[serde(default)]
+    pub checks: Checks,
+    /// What is done to the server meanwhile (`--spawn` only).
+    #[serde(default)]
+    pub chaos: Chaos,
+    /// `key=value` settings of a spawned server.
+    #[serde(default)]
+    pub server_settings: Vec<String>,
+}
+
+/// How a group of senders submits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// `POST /v1/messages`, one message a request.
+    Single,
+    /// `POST /v1/messages/bulk`, `batch` messages a request.
+    Bulk,
+}
+
+/// A message's priority, as the API names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Before all others.
+    High,
+    /// The default.
+    Normal,
+    /// After all others.
+    Low,
+}
+
+impl Priority {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// A group of senders.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Senders {
+    /// How they submit.
+    pub mode: Mode,
+    /// How many there are. Each has one HTTP connection with one request under way, and recipients of its own.
+    pub connections: u32,
+    /// Their part of the messages and the recipients, against the other groups' parts.
+    #[serde(default = "default_share")]
+    pub share: u32,
+    /// Messages a request (mode `bulk`).
+    #[serde(default = "default_batch")]
+    pub batch: u32,
+    /// A recipient's messages take these in turn. One in mode `bulk`, since it has a lane of its own.
+    #[serde(default = "default_priorities")]
+    pub priorities: Vec<Priority>,
+    /// Milliseconds to wait for an answer before asking again.
+    #[serde(default = "default_request_timeout_ms")]
+    pub request_timeout_ms: u64,
+    /// Milliseconds after which a message that was never answered counts as unknown.
+    #[serde(default = "default_give_up_ms")]
+    pub give_up_ms: u64,
+}
+
+impl Senders {
+    /// Messages a request.
+    pub fn lines(&self) -> u32 {
+        match self.mode {
+            Mode::Single => 1,
+            Mode::Bulk => self.batch,
+        }
+    }
+
+    /// The lane, for checking order, of a recipient's message `seq`.
+    pub fn lane(&self, seq: u32) -> usize {
+        seq as usize % self.priorities.len()
+    }
+
+    /// The priority of a recipient's message `seq`.
+    pub fn priority(&self, seq: u32) -> Priority {
+        self.priorities[self.lane(seq)]
+    }
+}
+
+/// Those who receive. The fractions need not sum to 1: the rest is never there while messages are sent, and comes at the
+/// end for all that waited.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipients {
+    /// How many.
+    pub count: u32,
+    /// Fraction connected all the time.
+    pub steady: f64,
+    /// Fraction that connects and disconnects all the time.
+    #[serde(default)]
+    pub flapping: f64,
+    /// From and to how many milliseconds a flapping one stays.
+    #[serde(default = "default_stay_ms")]
+    pub stay_ms: (u64, u64),
+    /// From and to how many milliseconds a flapping one is away.
+    #[serde(default = "default_away_ms")]
+    pub away_ms: (u64, u64),
+    /// Milliseconds for which acks are gathered; 0: one ack for each burst read, as an app does.
+    #[serde(default)]
+    pub ack_delay_ms: u64,
+}
+
+/// What is checked at the end. A limit of 0 is none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checks {
+    /// Longest time without a message arriving, in milliseconds, before what is missing counts as lost.
+    pub drain_timeout_ms: u64,
+    /// Milliseconds to go on listening for duplicates after everything has arrived.
+    pub settle_ms: u64,
+    /// Fraction of the recipients whose whole history is read once more from its start.
+    pub history_sample: f64,
+    /// End-to-end latency to steady recipients that 95 % must not exceed, in milliseconds.
+    pub p95_ms: u64,
+    /// The same for 99 %.
+    pub p99_ms: u64,
+    /// Messages a second that must be reached while sending: accepted, and delivered to steady recipients.
+    pub min_rate: u64,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { drain_timeout_ms: 20_000, settle_ms: 500, history_sample: 0.1, p95_ms: 0, p99_ms: 0, min_rate: 0 }
+    }
+}
+
+/// What is done to a spawned server.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Chaos {
+    /// How often it is killed with SIGKILL and started again on the same data: spread over the run, the last time right
+    /// after the last message was accepted.
+    pub kills: u32,
+    /// Milliseconds that it stays down.
+    pub down_ms: u64,
+}
+
+const fn default_content_bytes() -> usize {
+    100
+}
+const fn default_share() -> u32 {
+    1
+}
+const fn default_batch() -> u32 {
+    50
+}
+fn default_priorities() -> Vec<Priority> {
+    vec![Priority::Normal]
+}
+const fn default_request_timeout_ms() -> u64 {
+    10_000
+}
+const fn default_give_up_ms() -> u64 {
+    120_000
+}
+const fn default_stay_ms() -> (u64, u64) {
+    (100, 1_500)
+}
+const fn default_away_ms() -> (u64, u64) {
+    (20, 500)
+}
+
+impl Scenario {
+    /// Reads and checks a scenario file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading scenario {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("scenario {}", path.display()))
+    }
+
+    /// Reads and checks a scenario.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let scenario: Self = toml::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let recipients = &self.recipients;
+        ensure!(self.messages > 0, "`messages` must be at least 1");
+        ensure!((1..=10_000).contains(&self.content_bytes), "`content_bytes` must be 1 to 10,000");
+        ensure!(!self.senders.is_empty(), "at least one [[senders]] is needed");
+        ensure!(recipients.count <= 1_000_000, "`recipients.count` must be at most 1,000,000");
+        ensure!(
+            recipients.steady >= 0.0 && recipients.flapping >= 0.0 && recipients.steady + recipients.flapping <= 1.0,
+            "`recipients.steady` and `recipients.flapping` are fractions, together at most 1"
+        );
+        ensure!(
+            recipients.stay_ms.0 <= recipients.stay_ms.1 && recipients.away_ms.0 <= recipients.away_ms.1,
+            "`recipients.stay_ms` and `recipients.away_ms` are [from, to]"
+        );
+        ensure!((0.0..=1.0).contains(&self.checks.history_sample), "`checks.history_sample` is a fraction");
+        for senders in &self.senders {
+            ensure!(
+                senders.connections > 0 && senders.share > 0,
+                "`senders.connections` and `share` must be at least 1"
+            );
+            ensure!((1..=100_000).contains(&senders.batch), "`senders.batch` must be 1 to 100,000");
+            ensure!((1..=LANES).contains(&senders.priorities.len()), "`senders.priorities` has 1 to {LANES} entries");
+            ensure!(senders.mode == Mode::Single || senders.priorities.len() == 1, "bulk senders have one priority");
+        }
+        let connections: u32 = self.senders.iter().map(|senders| senders.connections).sum();
+        ensure!(recipients.count >= connections, "each sender needs a recipient of its own: {connections} senders");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "messages = 10\nrate = 0\n[[senders]]\nmode = \"single\"\nconnections = 1\n\
+                         [recipients]\ncount = 2\nsteady = 1.0\n";
+
+    #[test]
+    fn every_scenario_in_the_folder_is_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut found = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            Scenario::read(&entry.unwrap().path()).unwrap();
+            found += 1;
+        }
+        assert!(found >= 5);
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let scenario = Scenario::parse(SMALL).unwrap();
+        assert_eq!(scenario.senders[0].lines(), 1);
+        assert_eq!(scenario.senders[0].priority(5), Priority::Normal);
+        assert_eq!(scenario.chaos.kills, 0);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = Scenario::parse(&format!("{SMALL}stedy = 1\n")).unwrap_err();
+        assert!(format!("{error:#}").contains("stedy"));
+    }
+
+    #[test]
+    fn more_senders_than_recipients_are_refused() {
+        let text = SMALL.replace("connections = 1", "connections = 3");
+        assert!(Scenario::parse(&text).unwrap_err().to_string().contains("recipient of its own"));
+    }
+}

@@ -1,0 +1,90 @@
+//! Watches the server's process, and our own, while a run goes on: CPU by thread, memory.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::procfs::{CpuByThread, resident_bytes};
+
+/// Samples from the beginning to the end of a measurement.
+pub struct Watch {
+    server: CpuByThread,
+    client: CpuByThread,
+    resident_before: Option<u64>,
+    resident_peak: u64,
+    resident_last: u64,
+}
+
+/// CPU time of a group of threads, for each message.
+#[derive(Clone, Debug, Serialize)]
+pub struct ThreadGroup {
+    /// Their name, without the number.
+    pub name: String,
+    /// Microseconds a message.
+    pub us_per_message: f64,
+}
+
+/// What was used.
+#[derive(Clone, Debug, Serialize)]
+pub struct Usage {
+    /// The server's CPU time, microseconds a message.
+    pub server_us_per_message: f64,
+    /// The same by group of threads, the busiest first.
+    pub server_threads: Vec<ThreadGroup>,
+    /// The load generator's CPU time, microseconds a message.
+    pub client_us_per_message: f64,
+    /// The server's resident memory at the beginning, in bytes.
+    pub resident_before: u64,
+    /// The highest that was sampled, in bytes.
+    pub resident_peak: u64,
+    /// At the end, in bytes.
+    pub resident_after: u64,
+}
+
+impl Watch {
+    /// Begins to measure. `server` is the server's process, where it is on this machine.
+    pub fn begin(server: Option<u32>) -> Self {
+        let mut watch = Self {
+            server: CpuByThread::default(),
+            client: CpuByThread::default(),
+            resident_before: None,
+            resident_peak: 0,
+            resident_last: 0,
+        };
+        watch.look(server, true);
+        watch
+    }
+
+    /// Takes a sample: about once a second, and before the server is killed.
+    pub fn sample(&mut self, server: Option<u32>) {
+        self.look(server, false);
+    }
+
+    fn look(&mut self, server: Option<u32>, begin: bool) {
+        self.client.sample(std::process::id(), begin);
+        let Some(pid) = server else { return };
+        self.server.sample(pid, begin);
+        if let Some(resident) = resident_bytes(pid) {
+            self.resident_before.get_or_insert(resident);
+            self.resident_peak = self.resident_peak.max(resident);
+            self.resident_last = resident;
+        }
+    }
+
+    /// What was used for so many messages.
+    pub fn usage(&self, messages: u64) -> Usage {
+        let each = |used: Duration| used.as_secs_f64() * 1e6 / messages.max(1) as f64;
+        let groups = self.server.by_group().into_iter();
+        let mut server_threads: Vec<ThreadGroup> =
+            groups.map(|(name, used)| ThreadGroup { name, us_per_message: each(used) }).collect();
+        server_threads.sort_by(|left, right| right.us_per_message.total_cmp(&left.us_per_message));
+        Usage {
+            server_us_per_message: each(self.server.total()),
+            server_threads,
+            client_us_per_message: each(self.client.total()),
+            resident_before: self.resident_before.unwrap_or(0),
+            resident_peak: self.resident_peak,
+            resident_after: self.resident_last,
+        }
+    }
+}
