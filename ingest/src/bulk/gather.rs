@@ -1,0 +1,117 @@
+//! A batch of lines: those at hand, each made a record or refused. It waits for the first line, never for more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use eshaar_model::{Lane, MessageId};
+use eshaar_service::Problem;
+use eshaar_topics::NewRecord;
+use http::StatusCode;
+
+use super::Submission;
+use super::lines::{Line, Lines, Next};
+use crate::idempotency;
+use crate::submit::{self, Draft, Form, Sender};
+
+/// A line, as far as it could be taken without asking anybody.
+pub(super) enum Entry {
+    Ready {
+        line: u64,
+        id: MessageId,
+        record: NewRecord,
+    },
+    /// It has a key of its own, which is to be claimed first.
+    Keyed {
+        line: u64,
+        id: MessageId,
+        draft: Draft,
+        key: String,
+        hash: [u8; 32],
+    },
+    Refused {
+        line: u64,
+        problem: Problem,
+    },
+}
+
+/// A batch, and whether the upload ended with it: well, or not.
+pub(super) struct Gathered {
+    pub(super) entries: Vec<Entry>,
+    pub(super) end: Option<Result<(), Problem>>,
+}
+
+/// Makes batches of lines.
+pub(super) struct Gather {
+    submission: Arc<Submission>,
+    lines: Lines,
+    /// A line that was read and belongs to the next batch.
+    left: Option<(u64, Bytes, Draft)>,
+}
+
+impl Gather {
+    pub(super) fn new(submission: Arc<Submission>, lines: Lines) -> Self {
+        Self { submission, lines, left: None }
+    }
+
+    /// The next batch.
+    pub(super) async fn batch(&mut self) -> Gathered {
+        let limit = self.submission.app.options.bulk.batch_lines;
+        let mut entries = Vec::with_capacity(limit);
+        let mut keys = HashSet::new();
+        if let Some((line, text, draft)) = self.left.take() {
+            keys.extend(draft.idempotency_key.clone());
+            entries.push(self.entry(line, &text, draft));
+        }
+        while entries.len() < limit {
+            match self.lines.next() {
+                Ok(Next::Line(line, Line::Text(text))) => match self.parse(&text) {
+                    Err(problem) => entries.push(Entry::Refused { line, problem }),
+                    // A key that stands twice in one batch: its second use must find the first one answered.
+                    Ok(draft) if draft.idempotency_key.as_ref().is_some_and(|key| !keys.insert(key.clone())) => {
+                        self.left = Some((line, text, draft));
+                        break;
+                    }
+                    Ok(draft) => entries.push(self.entry(line, &text, draft)),
+                },
+                Ok(Next::Line(line, Line::TooLong)) => {
+                    entries.push(Entry::Refused { line, problem: self.too_long() });
+                }
+                Ok(Next::NotYet) if entries.is_empty() => {
+                    if let Err(problem) = self.lines.wait().await {
+                        return Gathered { entries, end: Some(Err(problem)) };
+                    }
+                }
+                Ok(Next::NotYet) => break,
+                Ok(Next::End) => return Gathered { entries, end: Some(Ok(())) },
+                Err(problem) => return Gathered { entries, end: Some(Err(problem)) },
+            }
+        }
+        Gathered { entries, end: None }
+    }
+
+    fn parse(&self, text: &[u8]) -> Result<Draft, Problem> {
+        submit::parse(text, Form::Line, self.submission.app.options.json_depth)
+    }
+
+    fn entry(&self, line: u64, text: &[u8], mut draft: Draft) -> Entry {
+        let Submission { app, business, origin, ids } = &*self.submission;
+        let now = app.deps.clock.now();
+        let id = ids.map_or_else(|| app.ids.mint(now), |ids| ids.of(line, text));
+        if let Some(key) = draft.idempotency_key.take() {
+            let hash = idempotency::hash_of("line of POST /v1/messages/bulk", text.trim_ascii());
+            return Entry::Keyed { line, id, draft, key, hash };
+        }
+        let sender = Sender { business: business.as_str(), origin };
+        match sender.record(app, draft, id, Lane::Bulk, now) {
+            Ok(record) => Entry::Ready { line, id, record },
+            Err(problem) => Entry::Refused { line, problem },
+        }
+    }
+
+    fn too_long(&self) -> Problem {
+        let limit = self.submission.app.options.bulk.line_limit_bytes;
+        let detail = format!("a line must have at most {limit} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "line_too_long", detail)
+    }
+}

@@ -1,0 +1,53 @@
+//! Who calls, and whether they may.
+
+use axum::extract::FromRequestParts;
+use eshaar_auth::{AuthError, Identity};
+use eshaar_model::{BusinessId, Permission, Phone};
+use eshaar_service::Problem;
+use http::request::Parts;
+use http::{HeaderMap, header};
+
+use crate::{App, problems};
+
+/// An authenticated caller.
+pub(crate) struct Caller(pub(crate) Identity);
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let authenticated = match credential(&parts.headers) {
+            Ok(credential) => app.deps.auth.authenticate(credential).await,
+            Err(error) => Err(error),
+        };
+        authenticated.map(Self).map_err(|error| problems::unauthenticated(&error))
+    }
+}
+
+/// The credential of `Authorization: Bearer …`; the scheme in any case (RFC 9110, 11.1).
+fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
+    let value = headers.get(header::AUTHORIZATION).ok_or(AuthError::Missing)?;
+    let text = value.to_str().map_err(|_| AuthError::Refused("it is not visible ASCII"))?;
+    match text.split_once(' ') {
+        Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => Ok(credential.trim()),
+        _ => Err(AuthError::Refused("the scheme must be `Bearer`")),
+    }
+}
+
+impl Caller {
+    /// The business that may do what `wanted` allows.
+    pub(crate) fn business_with(&self, wanted: Permission) -> Result<&BusinessId, Problem> {
+        match self.0.principal.business() {
+            Some(business) if self.0.may(wanted) => Ok(business),
+            _ => Err(problems::forbidden(wanted)),
+        }
+    }
+
+    pub(crate) fn business(&self) -> Result<&BusinessId, Problem> {
+        self.0.principal.business().ok_or_else(problems::business_only)
+    }
+
+    pub(crate) fn phone(&self) -> Result<Phone, Problem> {
+        self.0.principal.phone().ok_or_else(problems::phone_only)
+    }
+}

@@ -1,0 +1,163 @@
+//! `POST /v1/messages`, `GET /v1/messages/{id}`, `GET /v1/messages`.
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Json, Response};
+use bytes::Bytes;
+use eshaar_model::{BusinessId, Lane, MessageId, MessageType, Permission, Phone, Status, Timestamp};
+use eshaar_service::{Problem, metrics as names};
+use eshaar_store::SentQuery;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::caller::Caller;
+use crate::context::Origin;
+use crate::idempotency::{self, REPLAYED, Turn};
+use crate::query::{PageCursor, Parameters};
+use crate::submit::{self, Draft, Form, Sender};
+use crate::view::{self, MessageDetails, MessageView};
+use crate::{App, body, problems};
+
+/// The answer to a submission.
+#[derive(Debug, Serialize)]
+struct Accepted {
+    id: MessageId,
+    r#type: MessageType,
+    status: Status,
+    to: Phone,
+    conversation_id: Option<String>,
+    sent_at: Timestamp,
+}
+
+/// Takes a message.
+pub(crate) async fn send(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(origin): Extension<Origin>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let answered = submit(&app, &caller, &origin, &headers, body).await;
+    if let Err(problem) = &answered {
+        metrics::counter!(names::INGEST_REJECTED, "code" => problem.code).increment(1);
+    }
+    answered
+}
+
+async fn submit(
+    app: &App,
+    caller: &Caller,
+    origin: &Origin,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let business = caller.business_with(Permission::MessagesSend)?;
+    let key = idempotency::of(headers)?;
+    let body = body::json(headers, body, &app.options).await?;
+    let draft = submit::parse(&body, Form::Single, app.options.json_depth)?;
+    let sender = Sender { business: business.as_str(), origin };
+    let Some(key) = key else {
+        let id = app.ids.mint(app.deps.clock.now());
+        return produce(app, sender, draft, id).await.map(|answer| accepted(answer, false));
+    };
+    submit_once(app, business, sender, key, &body, draft).await
+}
+
+/// A submission with an Idempotency-Key.
+async fn submit_once(
+    app: &App,
+    business: &BusinessId,
+    sender: Sender<'_>,
+    key: String,
+    body: &[u8],
+    draft: Draft,
+) -> Result<Response, Problem> {
+    let now = app.deps.clock.now();
+    let hash = idempotency::hash_of("POST /v1/messages", body);
+    let held = match app.claims.claim(business, key, hash, app.ids.mint(now), now).await? {
+        Turn::Replay(answer) => return Ok(accepted(answer, true)),
+        Turn::Produce(held) => held,
+    };
+    let answer = produce(app, sender, draft, held.id).await?;
+    app.claims.answered(&held, answer.clone()).await;
+    Ok(accepted(answer, held.repeat))
+}
+
+async fn produce(app: &App, sender: Sender<'_>, draft: Draft, id: MessageId) -> Result<Bytes, Problem> {
+    let (to, lane) = (draft.to, Lane::of(draft.priority));
+    let record = sender.record(app, draft, id, lane, app.deps.clock.now())?;
+    submit::append(app, vec![record]).await?;
+    metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
+    let answer = Accepted {
+        id,
+        r#type: MessageType::OneWay,
+        status: Status::Sent,
+        to,
+        conversation_id: None,
+        sent_at: id.made_at(),
+    };
+    serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
+}
+
+fn accepted(answer: Bytes, replayed: bool) -> Response {
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    let mut response = (StatusCode::ACCEPTED, json, answer).into_response();
+    if replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// Shows a message to its sender or its recipient.
+pub(crate) async fn get(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<MessageDetails>, Problem> {
+    Parameters::parse(query.as_deref(), &[])?;
+    let stored = view::find(&app, &id, &caller.0.principal).await?;
+    MessageDetails::of(&stored, &app.deps.codecs, app.deps.clock.now()).await.map(Json)
+}
+
+/// A page of what a business has sent.
+#[derive(Debug, Serialize)]
+pub(crate) struct Page {
+    messages: Vec<MessageView>,
+    next_cursor: Option<String>,
+}
+
+/// Lists what a business has sent, newest first.
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Page>, Problem> {
+    let business = caller.business()?;
+    let query = sent_query(query.as_deref())?;
+    let now = app.deps.clock.now();
+    let page = app.deps.store.messages.sent_by(business, query, now).await.map_err(|error| problems::store(&error))?;
+    let mut messages = Vec::with_capacity(page.messages.len());
+    for stored in &page.messages {
+        messages.push(MessageView::of(stored, &app.deps.codecs, now).await?);
+    }
+    Ok(Json(Page { messages, next_cursor: page.next.map(|id| PageCursor(id).to_string()) }))
+}
+
+fn sent_query(query: Option<&str>) -> Result<SentQuery, Problem> {
+    let parameters = Parameters::parse(query, &["type", "status", "to", "cursor", "limit"])?;
+    let message_type = match parameters.get::<String>("type")?.as_deref() {
+        None => None,
+        Some("one_way") => Some(MessageType::OneWay),
+        Some("chat") => Some(MessageType::Chat),
+        Some(_) => return Err(problems::invalid_parameter("type", "must be `one_way` or `chat`")),
+    };
+    Ok(SentQuery {
+        message_type,
+        status: parameters.get("status")?,
+        to: parameters.get("to")?,
+        before: parameters.get::<PageCursor>("cursor")?.map(|cursor| cursor.0),
+        limit: parameters.limit()?,
+    })
+}

@@ -1,0 +1,182 @@
+//! Every error of the API, and what it becomes over HTTP. Nothing here holds what a client sent but names of fields.
+
+use eshaar_auth::AuthError;
+use eshaar_model::Permission;
+use eshaar_schemas::{DecodeError, EncodeError, RegistryError};
+use eshaar_service::Problem;
+use eshaar_store::StoreError;
+use eshaar_topics::AppendError;
+use http::StatusCode;
+
+/// When to come back after something of ours was down, in seconds.
+const RETRY_AFTER_S: u64 = 2;
+
+/// Longest name of an unknown field that is said back, in characters.
+const NAME_CHARS: usize = 64;
+
+pub(crate) fn unauthenticated(error: &AuthError) -> Problem {
+    match error {
+        AuthError::Missing | AuthError::Refused(_) => {
+            Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", error.to_string())
+        }
+        AuthError::Unavailable(_) => {
+            tracing::error!(%error, "a caller could not be authenticated");
+            unavailable("auth_unavailable", "credentials cannot be checked at the moment")
+        }
+    }
+}
+
+pub(crate) fn forbidden(wanted: Permission) -> Problem {
+    let detail = format!("this needs an API key with the permission `{wanted}`");
+    Problem::new(StatusCode::FORBIDDEN, "permission_missing", detail)
+}
+
+pub(crate) fn business_only() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "business_only", "only businesses may ask this: use an API key")
+}
+
+pub(crate) fn phone_only() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "phone_only", "only recipients may ask this: use a mobile user's token")
+}
+
+/// The same answer for what is not there and for what is another's.
+pub(crate) fn message_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "message_not_found", "you have neither sent nor received a message of this id")
+}
+
+pub(crate) fn no_such_path() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "no_such_path", "there is nothing here; /openapi.json lists what there is")
+}
+
+pub(crate) fn store(error: &StoreError) -> Problem {
+    tracing::error!(%error, "a request failed on the store");
+    unavailable("store_unavailable", "what is remembered cannot be reached at the moment")
+}
+
+/// An append that is known to have had no effect, or one that is not (the `code` tells).
+pub(crate) fn append(error: &AppendError) -> Problem {
+    tracing::error!(%error, "a request failed on the log");
+    match error {
+        AppendError::Refused { .. } => unavailable("log_unavailable", "the message was not accepted; send it again"),
+        AppendError::Unknown { .. } => outcome_unknown(),
+        AppendError::Closed => {
+            unavailable("shutting_down", "this process is shutting down; nothing was accepted; send it again")
+        }
+    }
+}
+
+pub(crate) fn outcome_unknown() -> Problem {
+    unavailable(
+        "outcome_unknown",
+        "it is not known whether the message was accepted; repeat the request with the same Idempotency-Key and body: \
+         the message is then sent once",
+    )
+}
+
+pub(crate) fn encode(error: &EncodeError) -> Problem {
+    tracing::error!(%error, "a record could not be written");
+    internal()
+}
+
+pub(crate) fn decode(error: &DecodeError) -> Problem {
+    tracing::error!(%error, "a stored message could not be read");
+    internal()
+}
+
+pub(crate) fn registry(error: &RegistryError) -> Problem {
+    tracing::error!(%error, "a stored message could not be read");
+    unavailable("registry_unavailable", "the schema of this message cannot be looked up at the moment")
+}
+
+pub(crate) fn internal() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "this service failed; it is logged")
+}
+
+pub(crate) fn timed_out() -> Problem {
+    unavailable("timed_out", "the answer took too long; repeat the request")
+}
+
+pub(crate) fn bulk_busy(limit: usize) -> Problem {
+    unavailable("bulk_busy", format!("{limit} bulk requests are under way already, which is the most at a time"))
+}
+
+fn unavailable(code: &'static str, detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(RETRY_AFTER_S)
+}
+
+pub(crate) fn body_too_large(limit: usize) -> Problem {
+    let detail = format!("the body must have at most {limit} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+pub(crate) fn body_timeout(seconds: u64) -> Problem {
+    let detail = format!("the body was not received within {seconds} s");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+}
+
+pub(crate) fn body_broken() -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "body_broken", "the body ended before it was complete")
+}
+
+pub(crate) fn content_type(wanted: &str) -> Problem {
+    let detail = format!("the body must be declared as `Content-Type: {wanted}`");
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported", detail)
+}
+
+pub(crate) fn content_encoding(wanted: &str) -> Problem {
+    let detail = format!("`Content-Encoding` must be {wanted}");
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding_unsupported", detail)
+}
+
+/// `error` is of syntax: its text is the parser's own, with line and column.
+pub(crate) fn json_syntax(error: &serde_json::Error) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "json_invalid", format!("not JSON: {error}"))
+}
+
+pub(crate) fn json_not_object() -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "json_not_object", "must be one JSON object")
+}
+
+pub(crate) fn json_too_deep(limit: usize) -> Problem {
+    let detail = format!("JSON must be nested at most {limit} deep");
+    Problem::new(StatusCode::BAD_REQUEST, "json_too_deep", detail)
+}
+
+pub(crate) fn unknown_field(name: &str) -> Problem {
+    Problem::field(presentable(name), "unknown_field", "there is no such field")
+}
+
+pub(crate) fn repeated_field(name: &str) -> Problem {
+    Problem::field(presentable(name), "repeated_field", "is given more than once")
+}
+
+pub(crate) fn unknown_parameter(name: &str) -> Problem {
+    Problem::field(presentable(name), "unknown_parameter", "there is no such query parameter")
+}
+
+pub(crate) fn repeated_parameter(name: &str) -> Problem {
+    Problem::field(presentable(name), "repeated_parameter", "is given more than once")
+}
+
+pub(crate) fn invalid_parameter(name: &str, reason: impl Into<String>) -> Problem {
+    Problem::field(name, "invalid_parameter", reason)
+}
+
+pub(crate) fn invalid_header(name: &str, code: &'static str, most: usize) -> Problem {
+    Problem::field(name, code, format!("must be 1 to {most} visible ASCII characters"))
+}
+
+pub(crate) fn idempotency_in_flight() -> Problem {
+    let detail = "the first request with this Idempotency-Key is still being answered; repeat this one in a moment";
+    Problem::new(StatusCode::CONFLICT, "idempotency_in_flight", detail).retry_after(1)
+}
+
+pub(crate) fn idempotency_mismatch() -> Problem {
+    let detail = "this Idempotency-Key was used for another body in the last 24 hours; use a new one";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", detail)
+}
+
+/// A name as it may be said back: bounded, and nothing that a terminal or a log would act on.
+fn presentable(name: &str) -> String {
+    name.chars().take(NAME_CHARS).map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+}

@@ -1,0 +1,72 @@
+//! `POST /v1/messages/{id}/read`: the recipient has opened a message.
+//!
+//! It writes to the log, never to the store: the status follows from `message.status`, like any other.
+
+use axum::Extension;
+use axum::extract::{Path, State};
+use axum::response::Json;
+use bytes::Bytes;
+use eshaar_model::{MessageId, Status, Timestamp};
+use eshaar_schemas::StatusChanged;
+use eshaar_service::Problem;
+use eshaar_store::StoredMessage;
+use eshaar_topics::{NewRecord, flow};
+use serde::Serialize;
+
+use crate::caller::Caller;
+use crate::context::Origin;
+use crate::{App, problems, submit, view};
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReadAnswer {
+    id: MessageId,
+    status: Status,
+    read_at: Timestamp,
+}
+
+/// Marks a message as read. Once read it stays so: a repeat answers the first time and writes nothing.
+pub(crate) async fn mark(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(origin): Extension<Origin>,
+    Path(id): Path<String>,
+) -> Result<Json<ReadAnswer>, Problem> {
+    let phone = caller.phone()?;
+    let stored = view::find(&app, &id, &caller.0.principal).await?;
+    if stored.row.recipient.phone() != Some(phone) {
+        return Err(problems::message_not_found());
+    }
+    let id = stored.row.id;
+    if let Some(read_at) = stored.steps.at(Status::Read) {
+        return Ok(Json(ReadAnswer { id, status: Status::Read, read_at }));
+    }
+    let read_at = app.deps.clock.now();
+    // What was read was delivered: the ack may have been lost, or is still on its way.
+    let steps = [Status::Delivered, Status::Read].into_iter().filter(|step| stored.steps.at(*step).is_none());
+    let records: Result<Vec<_>, _> = steps.map(|step| record(&app, &stored, step, read_at, &origin)).collect();
+    submit::append(&app, records?).await?;
+    Ok(Json(ReadAnswer { id, status: Status::Read, read_at }))
+}
+
+fn record(
+    app: &App,
+    stored: &StoredMessage,
+    status: Status,
+    at: Timestamp,
+    origin: &Origin,
+) -> Result<NewRecord, Problem> {
+    let recipient = stored.row.recipient.to_string();
+    let key = stored.row.conversation.map_or_else(|| recipient.clone(), |conversation| conversation.to_string());
+    let change = StatusChanged {
+        id: stored.row.id,
+        status,
+        at: at.as_millis(),
+        sender: stored.row.sender.to_string(),
+        recipient,
+        reason: None,
+    };
+    let trace = origin.trace.to_string();
+    let origin = flow::Origin { traceparent: Some(&trace), correlation: Some(&origin.correlation) };
+    flow::status(&change, Bytes::from(key), &app.deps.codecs, origin).map_err(|error| problems::encode(&error))
+}

@@ -1,0 +1,30 @@
+//! Which path is answered by which file, and what surrounds them.
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{App, Deps, Options, bulk, context, messages, openapi, problems, read, stream};
+
+/// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
+/// that has a fallback of its own.
+pub fn router(deps: Deps, options: Options) -> Router {
+    let app = App::new(deps, options);
+    let bounded = Router::new()
+        .route("/v1/messages", post(messages::send).get(messages::list))
+        .route("/v1/messages/{id}", get(messages::get))
+        .route("/v1/messages/{id}/read", post(read::mark))
+        .route("/v1/stream", get(stream::read))
+        .layer(from_fn_with_state(app.clone(), context::in_time));
+    // Bulk requests last as long as there is something to read; they are bounded by how long nothing moves.
+    let unbounded = Router::new().route("/v1/messages/bulk", post(bulk::send));
+    Router::new()
+        .merge(bounded)
+        .merge(unbounded)
+        .merge(openapi::router())
+        .fallback(async || problems::no_such_path())
+        .with_state(app)
+        .layer(CatchPanicLayer::custom(context::panicked))
+        .layer(from_fn(context::around))
+}

@@ -1,0 +1,84 @@
+//! A draft becomes a record, and records are appended until the log has said yes.
+
+use std::time::Duration;
+
+use eshaar_model::{Lane, MessageId, MessageType, Timestamp};
+use eshaar_schemas::Message;
+use eshaar_service::Problem;
+use eshaar_topics::{AppendError, LogPosition, NewRecord, flow};
+use tokio::time::Instant;
+
+use super::Draft;
+use crate::context::Origin;
+use crate::{App, problems};
+
+/// The first pause before an append is tried again; doubled each time, to at most [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who sends, in which request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sender<'a> {
+    /// Text of the business's id.
+    pub(crate) business: &'a str,
+    pub(crate) origin: &'a Origin,
+}
+
+impl Sender<'_> {
+    /// The record of `messages.accepted` for `draft`. The id says when the message was accepted; the record's own time is
+    /// `now`, so that one produced again later is looked for where it first was, not among the newest alone.
+    pub(crate) fn record(
+        &self,
+        app: &App,
+        draft: Draft,
+        id: MessageId,
+        lane: Lane,
+        now: Timestamp,
+    ) -> Result<NewRecord, Problem> {
+        let created_at = id.made_at();
+        let message = Message {
+            id,
+            r#type: MessageType::OneWay,
+            conversation_id: None,
+            sender: self.business.to_owned(),
+            recipient: draft.to.to_string(),
+            content: draft.content.into_string(),
+            content_ciphertext: None,
+            content_key_id: None,
+            media: Vec::new(),
+            priority: draft.priority,
+            created_at: created_at.as_millis(),
+            expires_at: draft.ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis()),
+            reference: draft.reference,
+            collapse_key: draft.collapse_key,
+            correlation_id: self.origin.correlation.clone(),
+            broadcast_id: None,
+        };
+        let record = flow::accepted(&message, lane, &app.deps.codecs, &self.origin.trace)
+            .map_err(|error| problems::encode(&error))?;
+        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+    }
+}
+
+/// Appends until the log has acknowledged every record. While the outcome is unknown the same records are appended again:
+/// readers drop what stands twice, by id. After the configured time the sender is told that it is not known.
+pub(crate) async fn append(app: &App, records: Vec<NewRecord>) -> Result<Vec<LogPosition>, Problem> {
+    let deadline = Instant::now() + app.options.append_timeout();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match tokio::time::timeout_at(deadline, app.deps.log.append(records.clone())).await {
+            Ok(Ok(positions)) => return Ok(positions),
+            Ok(Err(error @ (AppendError::Refused { .. } | AppendError::Closed))) => {
+                return Err(problems::append(&error));
+            }
+            Ok(Err(error @ AppendError::Unknown { .. })) => error,
+            Err(_) => return Err(problems::outcome_unknown()),
+        };
+        if Instant::now() + pause >= deadline {
+            return Err(problems::append(&error));
+        }
+        tracing::warn!(%error, records = records.len(), "the log is asked again for the outcome of an append");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,309 @@
+//! What may be sent, decided in one place. Pure: the same for a single message and for a line of a bulk request.
+
+use eshaar_model::limits::{COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, REFERENCE_CHARS, TTL_SECONDS};
+use eshaar_model::{Content, ContentError, Phone, Priority};
+use eshaar_service::Problem;
+
+use super::Form;
+use super::raw::Raw;
+use crate::idempotency::is_key;
+use crate::json::Field;
+use crate::problems;
+
+/// A message that can be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Draft {
+    pub(crate) to: Phone,
+    pub(crate) content: Content,
+    pub(crate) priority: Priority,
+    /// Time to live, in seconds.
+    pub(crate) ttl_s: Option<u64>,
+    pub(crate) reference: Option<String>,
+    pub(crate) collapse_key: Option<String>,
+    /// Of a bulk line.
+    pub(crate) idempotency_key: Option<String>,
+}
+
+/// Checks a submission; the first thing wrong with it is what is answered.
+pub(super) fn validate(raw: Raw<'_>, form: Form) -> Result<Draft, Problem> {
+    if let Some(name) = &raw.unknown {
+        return Err(problems::unknown_field(name));
+    }
+    if let Some(name) = raw.repeated {
+        return Err(problems::repeated_field(name));
+    }
+    if form == Form::Single && raw.idempotency_key != Field::Absent {
+        return Err(problems::unknown_field("idempotency_key"));
+    }
+    available(&raw)?;
+    Ok(Draft {
+        to: recipient(raw.to)?,
+        content: content(raw.content)?,
+        priority: priority(&raw.priority)?,
+        ttl_s: time_to_live(&raw.ttl_s)?,
+        reference: reference(raw.reference)?,
+        collapse_key: collapse_key(raw.collapse_key)?,
+        idempotency_key: idempotency_key(raw.idempotency_key)?,
+    })
+}
+
+/// What the API will take and does not take yet is refused under its own code, not as unknown.
+fn available(raw: &Raw<'_>) -> Result<(), Problem> {
+    let chat = |field| {
+        Err(Problem::field(field, "chat_unavailable", "chat is not available yet; send `type` `one_way` to a phone"))
+    };
+    match &raw.message_type {
+        Field::Absent | Field::Null => {}
+        Field::Text(text) if text == "one_way" => {}
+        Field::Text(text) if text == "chat" => return chat("type"),
+        Field::Text(text) => {
+            let detail = format!("must be `one_way` or `chat`, has {} characters that are neither", chars(text));
+            return Err(Problem::field("type", "invalid_type", detail));
+        }
+        other => return Err(not_text("type", other)),
+    }
+    if !raw.conversation_id.is_none() {
+        return chat("conversation_id");
+    }
+    if !raw.send_at.is_none() {
+        let detail = "sending later is not available yet; leave it out to send at once";
+        return Err(Problem::field("send_at", "schedule_unavailable", detail));
+    }
+    match &raw.media {
+        Field::Absent | Field::Null | Field::Array(0) => Ok(()),
+        Field::Array(_) => {
+            Err(Problem::field("media", "media_unavailable", "attachments are not available yet; leave it out"))
+        }
+        other => Err(wrong_kind("media", "an array", other)),
+    }
+}
+
+fn recipient(field: Field<'_>) -> Result<Phone, Problem> {
+    text("to", field)?
+        .parse()
+        .map_err(|error: eshaar_model::phone::PhoneError| Problem::field("to", "invalid_phone", error.to_string()))
+}
+
+fn content(field: Field<'_>) -> Result<Content, Problem> {
+    Content::parse(text("content", field)?.into_owned()).map_err(|error| {
+        let code = match error {
+            ContentError::Empty => "content_empty",
+            ContentError::TooLong { .. } => "content_too_long",
+            ContentError::Control { .. } => "content_control_character",
+        };
+        Problem::field("content", code, error.to_string())
+    })
+}
+
+fn priority(field: &Field<'_>) -> Result<Priority, Problem> {
+    match field {
+        Field::Absent | Field::Null => Ok(Priority::default()),
+        Field::Text(text) => match text.as_ref() {
+            "high" => Ok(Priority::High),
+            "normal" => Ok(Priority::Normal),
+            "low" => Ok(Priority::Low),
+            other => {
+                let detail =
+                    format!("must be `high`, `normal` or `low`, has {} characters that are none of them", chars(other));
+                Err(Problem::field("priority", "invalid_priority", detail))
+            }
+        },
+        other => Err(not_text("priority", other)),
+    }
+}
+
+fn time_to_live(field: &Field<'_>) -> Result<Option<u64>, Problem> {
+    let wrong = |is: &str| {
+        let detail = format!("must be an integer from 1 to {TTL_SECONDS} (30 days), in seconds; is {is}");
+        Problem::field("ttl_s", "invalid_ttl", detail)
+    };
+    match field {
+        Field::Absent | Field::Null => Ok(None),
+        Field::Integer(seconds) => match u64::try_from(*seconds) {
+            Ok(seconds) if (1..=TTL_SECONDS).contains(&seconds) => Ok(Some(seconds)),
+            _ => Err(wrong(&seconds.to_string())),
+        },
+        other => Err(wrong(other.kind())),
+    }
+}
+
+fn reference(field: Field<'_>) -> Result<Option<String>, Problem> {
+    let Some(text) = optional_text("reference", field)? else { return Ok(None) };
+    let length = chars(&text);
+    if !(1..=REFERENCE_CHARS).contains(&length) || text.contains(char::is_control) {
+        let detail = format!("must have 1 to {REFERENCE_CHARS} characters, none of them control; has {length}");
+        return Err(Problem::field("reference", "invalid_reference", detail));
+    }
+    Ok(Some(text))
+}
+
+fn collapse_key(field: Field<'_>) -> Result<Option<String>, Problem> {
+    let Some(text) = optional_text("collapse_key", field)? else { return Ok(None) };
+    if !(1..=COLLAPSE_KEY_BYTES).contains(&text.len()) || text.contains(char::is_control) {
+        let detail =
+            format!("must have 1 to {COLLAPSE_KEY_BYTES} bytes of UTF-8, no control characters; has {}", text.len());
+        return Err(Problem::field("collapse_key", "invalid_collapse_key", detail));
+    }
+    Ok(Some(text))
+}
+
+fn idempotency_key(field: Field<'_>) -> Result<Option<String>, Problem> {
+    let Some(text) = optional_text("idempotency_key", field)? else { return Ok(None) };
+    if is_key(&text) {
+        Ok(Some(text))
+    } else {
+        Err(problems::invalid_header("idempotency_key", "invalid_idempotency_key", IDEMPOTENCY_KEY_CHARS))
+    }
+}
+
+fn text<'a>(name: &str, field: Field<'a>) -> Result<std::borrow::Cow<'a, str>, Problem> {
+    match field {
+        Field::Text(text) => Ok(text),
+        Field::Absent => Err(Problem::field(name, "missing_field", "is required")),
+        other => Err(not_text(name, &other)),
+    }
+}
+
+fn optional_text(name: &str, field: Field<'_>) -> Result<Option<String>, Problem> {
+    if field.is_none() { Ok(None) } else { text(name, field).map(|text| Some(text.into_owned())) }
+}
+
+fn not_text(name: &str, field: &Field<'_>) -> Problem {
+    wrong_kind(name, "a string", field)
+}
+
+fn wrong_kind(name: &str, wanted: &str, field: &Field<'_>) -> Problem {
+    Problem::field(name, "wrong_type", format!("must be {wanted}, is {}", field.kind()))
+}
+
+fn chars(text: &str) -> usize {
+    text.chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::submit::parse;
+
+    fn submission(change: &Value) -> Vec<u8> {
+        let mut body = json!({ "to": "+966501234567", "type": "one_way", "content": "hello" });
+        for (name, value) in change.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        serde_json::to_vec(&body).unwrap()
+    }
+
+    fn check(change: &Value) -> Result<Draft, Problem> {
+        parse(&submission(change), Form::Single, 16)
+    }
+
+    fn refusal(change: Value) -> (String, &'static str) {
+        let problem = check(&change).unwrap_err();
+        (problem.field.unwrap_or_default(), problem.code)
+    }
+
+    #[test]
+    fn a_submission_with_every_field_is_a_draft() {
+        let every =
+            json!({ "priority": "high", "ttl_s": 60, "reference": "tx-81", "collapse_key": "otp", "media": [] });
+        let draft = check(&every).unwrap();
+        assert_eq!(draft.to.to_string(), "+966501234567");
+        assert_eq!((draft.content.as_str(), draft.priority, draft.ttl_s), ("hello", Priority::High, Some(60)));
+        assert_eq!(draft.reference.as_deref(), Some("tx-81"));
+        assert_eq!(draft.collapse_key.as_deref(), Some("otp"));
+    }
+
+    #[test]
+    fn null_is_as_good_as_left_out_where_a_field_is_optional() {
+        let nulls = json!({ "type": null, "priority": null, "ttl_s": null, "reference": null, "collapse_key": null,
+            "media": null, "send_at": null, "conversation_id": null });
+        assert_eq!(check(&nulls), check(&json!({})));
+    }
+
+    #[test]
+    fn each_limit_has_its_error_that_names_the_field() {
+        let long = |length| "x".repeat(length);
+        let cases = [
+            (json!({ "to": "0501234567" }), "to", "invalid_phone"),
+            (json!({ "to": "+9991234567" }), "to", "invalid_phone"),
+            (json!({ "to": 966_501_234_567_u64 }), "to", "wrong_type"),
+            (json!({ "content": "" }), "content", "content_empty"),
+            (json!({ "content": "<script>x</script>" }), "content", "content_empty"),
+            (json!({ "content": long(10_001) }), "content", "content_too_long"),
+            (json!({ "content": "a\u{0}b" }), "content", "content_control_character"),
+            (json!({ "content": ["a"] }), "content", "wrong_type"),
+            (json!({ "priority": "urgent" }), "priority", "invalid_priority"),
+            (json!({ "priority": 1 }), "priority", "wrong_type"),
+            (json!({ "ttl_s": 0 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": -1 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": 2_592_001 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": 1.5 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": u64::MAX }), "ttl_s", "invalid_ttl"),
+            (json!({ "reference": "" }), "reference", "invalid_reference"),
+            (json!({ "reference": long(129) }), "reference", "invalid_reference"),
+            (json!({ "reference": "a\nb" }), "reference", "invalid_reference"),
+            (json!({ "collapse_key": "é".repeat(33) }), "collapse_key", "invalid_collapse_key"),
+            (json!({ "type": "chat" }), "type", "chat_unavailable"),
+            (json!({ "type": "sms" }), "type", "invalid_type"),
+            (json!({ "type": true }), "type", "wrong_type"),
+            (json!({ "conversation_id": "x" }), "conversation_id", "chat_unavailable"),
+            (json!({ "send_at": "2026-01-01T00:00:00Z" }), "send_at", "schedule_unavailable"),
+            (json!({ "media": [{ "id": "x" }] }), "media", "media_unavailable"),
+            (json!({ "media": {} }), "media", "wrong_type"),
+            (json!({ "sender": "acme" }), "sender", "unknown_field"),
+            (json!({ "idempotency_key": "x" }), "idempotency_key", "unknown_field"),
+        ];
+        for (change, field, code) in cases {
+            assert_eq!(refusal(change.clone()), (field.to_owned(), code), "{change}");
+        }
+    }
+
+    #[test]
+    fn the_longest_of_everything_is_accepted() {
+        let longest = json!({ "content": "é".repeat(10_000), "reference": "é".repeat(128),
+            "collapse_key": "x".repeat(64), "ttl_s": 2_592_000 });
+        check(&longest).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_or_given_twice_is_named() {
+        let problem = parse(b"{}", Form::Single, 16).unwrap_err();
+        assert_eq!((problem.field.as_deref(), problem.code), (Some("to"), "missing_field"));
+        let twice = br#"{"to": "+966501234567", "content": "a", "content": "b"}"#;
+        let problem = parse(twice, Form::Single, 16).unwrap_err();
+        assert_eq!((problem.field.as_deref(), problem.code), (Some("content"), "repeated_field"));
+    }
+
+    #[test]
+    fn no_error_says_what_was_sent() {
+        for body in [
+            r#"{"to": "SECRET", "content": "SECRET"}"#,
+            r#"{"to": "+966501234567", "content": "a", "type": "SECRET"}"#,
+            r#"{"to": "+966501234567", "content": "a", "priority": "SECRET"}"#,
+            r#"{"to": "+966501234567", "content": "a", "media": "SECRET"}"#,
+            r#""SECRET""#,
+            r#"["SECRET"]"#,
+            r#"{"to": "SECRET"#,
+            r#"{"to": SECRET}"#,
+        ] {
+            let problem = parse(body.as_bytes(), Form::Single, 16).unwrap_err();
+            assert!(!format!("{problem:?}").contains("SECRET"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_escapes_is_the_field_it_spells() {
+        let draft = parse(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, Form::Single, 16).unwrap();
+        assert_eq!(draft.content.as_str(), "a\"b");
+    }
+
+    #[test]
+    fn a_line_may_have_its_own_idempotency_key() {
+        let draft = parse(&submission(&json!({ "idempotency_key": "k-1" })), Form::Line, 16).unwrap();
+        assert_eq!(draft.idempotency_key.as_deref(), Some("k-1"));
+        let problem = parse(&submission(&json!({ "idempotency_key": "a b" })), Form::Line, 16).unwrap_err();
+        assert_eq!(problem.code, "invalid_idempotency_key");
+    }
+}

@@ -1,0 +1,150 @@
+//! A message as the API shows it: what was accepted, and what became of it by now.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use eshaar_model::{MessageId, MessageType, Principal, Priority, Status, StatusSteps, Timestamp};
+use eshaar_schemas::{Codecs, DecodeError, Media, Message};
+use eshaar_service::Problem;
+use eshaar_store::StoredMessage;
+use serde::Serialize;
+
+use crate::{App, problems};
+
+/// A message accepted this short a time ago may not have reached the store yet: it is looked for again.
+const FRESH_MS: i64 = 10_000;
+/// How often, and how many times.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOKS: usize = 20;
+
+/// A message, without its timeline.
+#[derive(Debug, Serialize)]
+pub(crate) struct MessageView {
+    id: MessageId,
+    r#type: MessageType,
+    status: Status,
+    from: String,
+    to: String,
+    conversation_id: Option<String>,
+    content: String,
+    media: Vec<Media>,
+    priority: Priority,
+    sent_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    reference: Option<String>,
+    collapse_key: Option<String>,
+    correlation_id: String,
+    failure_reason: Option<String>,
+}
+
+/// A message with its timeline.
+#[derive(Debug, Serialize)]
+pub(crate) struct MessageDetails {
+    #[serde(flatten)]
+    message: MessageView,
+    timeline: Vec<TimelineStep>,
+}
+
+/// A step that a message reached.
+#[derive(Debug, Serialize)]
+struct TimelineStep {
+    step: Status,
+    at: Timestamp,
+    /// Of `sent`: partition of `messages.accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<u32>,
+    /// Of `sent`: offset in that partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    /// Of `failed`: why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl MessageView {
+    /// `now` decides whether it has expired.
+    pub(crate) async fn of(stored: &StoredMessage, codecs: &Codecs, now: Timestamp) -> Result<Self, Problem> {
+        let message = decode(codecs, &stored.row.value).await?;
+        Ok(Self {
+            id: message.id,
+            r#type: message.r#type,
+            status: steps_by(stored, now).current().unwrap_or(Status::Sent),
+            from: message.sender,
+            to: message.recipient,
+            conversation_id: message.conversation_id,
+            content: message.content,
+            media: message.media,
+            priority: message.priority,
+            sent_at: stored.row.created_at,
+            expires_at: stored.row.expires_at,
+            reference: message.reference,
+            collapse_key: message.collapse_key,
+            correlation_id: message.correlation_id,
+            failure_reason: stored.failure_reason.clone(),
+        })
+    }
+}
+
+impl MessageDetails {
+    pub(crate) async fn of(stored: &StoredMessage, codecs: &Codecs, now: Timestamp) -> Result<Self, Problem> {
+        Ok(Self { message: MessageView::of(stored, codecs, now).await?, timeline: timeline(stored, now) })
+    }
+}
+
+/// The steps reached, and `expired` where the clock has passed a message that went no further: no event says so.
+pub(crate) fn steps_by(stored: &StoredMessage, now: Timestamp) -> StatusSteps {
+    let mut steps = stored.steps;
+    steps.reach(Status::Sent, stored.row.created_at);
+    if let Some(at) = stored.row.expires_at
+        && at <= now
+        && steps.current().is_some_and(|status| status.can_become(Status::Expired))
+    {
+        steps.reach(Status::Expired, at);
+    }
+    steps
+}
+
+fn timeline(stored: &StoredMessage, now: Timestamp) -> Vec<TimelineStep> {
+    let (partition, offset) = stored.row.accepted;
+    let mut timeline: Vec<_> = steps_by(stored, now)
+        .reached()
+        .map(|(step, at)| TimelineStep {
+            step,
+            at,
+            partition: (step == Status::Sent).then_some(partition),
+            offset: (step == Status::Sent).then_some(offset),
+            reason: stored.failure_reason.clone().filter(|_| step == Status::Failed),
+        })
+        .collect();
+    timeline.sort_by_key(|step| step.at);
+    timeline
+}
+
+/// A message that `who` has sent or received; another's is not there.
+pub(crate) async fn find(app: &App, id: &str, who: &Principal) -> Result<StoredMessage, Problem> {
+    let id: MessageId = id.parse().map_err(|_| problems::message_not_found())?;
+    let is_fresh = app.deps.clock.now().millis_since(id.made_at()).abs() < FRESH_MS;
+    let looks = if is_fresh { LOOKS } else { 1 };
+    for look in 1..=looks {
+        let found = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
+        match found {
+            Some(stored) if stored.row.sender == *who || stored.row.recipient == *who => return Ok(stored),
+            Some(_) => break,
+            None if look < looks => tokio::time::sleep(LOOK_AGAIN).await,
+            None => {}
+        }
+    }
+    Err(problems::message_not_found())
+}
+
+/// The message in a record's value; a schema that is not known yet is asked for.
+pub(crate) async fn decode(codecs: &Codecs, value: &Bytes) -> Result<Message, Problem> {
+    let failed = |error: DecodeError| problems::decode(&error);
+    match codecs.decode(value) {
+        Err(DecodeError::UnknownSchema(id)) => {
+            codecs.learn(id).await.map_err(|error| problems::registry(&error))?;
+            codecs.decode(value).map_err(failed)
+        }
+        decoded => decoded.map_err(failed),
+    }
+}
