@@ -72,10 +72,13 @@ impl Sender {
         let mut left = self.plan.messages;
         let mut number = 0_u64;
         while left > 0 && !self.run.stop.is_cancelled() {
-            let planned_us = self.plan.first_us + (number as f64 * self.plan.interval_us) as u64;
-            sleep_until(self.run.clock.instant(planned_us)).await;
-            // Without a timetable a message is due when the one before it was accepted.
-            let due_us = if self.plan.interval_us > 0.0 { planned_us } else { self.run.clock.now_us() };
+            let due_us = if self.plan.interval_us > 0.0 {
+                let due_us = self.plan.first_us + (number as f64 * self.plan.interval_us) as u64;
+                sleep_until(self.run.clock.instant(due_us)).await;
+                due_us
+            } else {
+                self.run.clock.now_us()
+            };
             let count = left.min(u64::from(self.plan.senders.lines()));
             let batch = self.batch(number, count as usize, due_us);
             self.submit(batch).await;

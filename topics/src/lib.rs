@@ -4,6 +4,8 @@
 //! (the engine in this process) → `flow` (the records of the flow, made in one place) → `runner` (what drives a stage).
 
 pub mod catalogue;
+#[doc(hidden)]
+pub mod conformance;
 pub mod embedded;
 pub mod flow;
 pub mod headers;

@@ -232,7 +232,9 @@ mod tests {
 
     fn encode(records: &[NewRecord], base: u64) -> Vec<Batch> {
         let mut encoder = Encoder::default();
-        records.iter().for_each(|record| encoder.expect(record));
+        for record in records {
+            encoder.expect(record);
+        }
         encoder.begin(base, 0);
         for (place, record) in records.iter().enumerate() {
             assert_eq!(encoder.push(record), base + place as u64);

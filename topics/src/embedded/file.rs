@@ -45,18 +45,18 @@ pub(super) struct TopicIds([u8; Topic::ALL.len()]);
 
 impl TopicIds {
     /// The id of the row at `offset`.
-    pub const fn row(&self, topic: Topic, partition: u32, offset: u64) -> i64 {
+    pub const fn row(self, topic: Topic, partition: u32, offset: u64) -> i64 {
         let topic = self.0[topic as usize] as i64;
         (topic << (OFFSET_BITS + PARTITION_BITS)) | ((partition as i64) << OFFSET_BITS) | offset as i64
     }
 
     /// The ids of the first and the last row that a partition can have.
-    pub const fn range(&self, topic: Topic, partition: u32) -> (i64, i64) {
+    pub const fn range(self, topic: Topic, partition: u32) -> (i64, i64) {
         (self.row(topic, partition, 0), self.row(topic, partition, (1 << OFFSET_BITS) - 1))
     }
 
     /// The topic and partition a row belongs to, if this version knows the topic.
-    pub fn place(&self, row: i64) -> Option<(Topic, u32)> {
+    pub fn place(self, row: i64) -> Option<(Topic, u32)> {
         let id = (row >> (OFFSET_BITS + PARTITION_BITS)) as u8;
         let partition = (row >> OFFSET_BITS) as u32 & ((1 << PARTITION_BITS) - 1);
         let place = self.0.iter().position(|known| *known == id)?;

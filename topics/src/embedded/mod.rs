@@ -18,6 +18,9 @@ mod reader;
 mod retention;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -97,7 +97,9 @@ impl Partition {
     /// Appends to a memory topic; returns the first offset. The oldest records go where there are more than `limit` bytes.
     pub fn append_in_memory(&self, records: &[&NewRecord], limit: usize) -> u64 {
         let mut encoder = Encoder::default();
-        records.iter().for_each(|record| encoder.expect(record));
+        for record in records {
+            encoder.expect(record);
+        }
         let mut state = self.state.lock();
         let base = state.end;
         encoder.begin(base, state.reached);
