@@ -120,9 +120,8 @@ impl Sender {
                 Judgement::Settled(attempts) => return self.settle(&batch, |line| attempts.of(line)),
                 Judgement::Again(why, wait) => {
                     self.count_retry(why);
+                    let wait = wait.unwrap_or_else(|| pause.mul_f64(rand::rng().random_range(0.5..1.0)));
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    let jitter = rand::rng().random_range(0.5..1.0);
-                    let wait = wait.unwrap_or_else(|| pause.mul_f64(jitter));
                     if self.run.stop.is_cancelled() || Instant::now() + wait >= give_up {
                         return self.settle(&batch, |_| Attempt::Unknown);
                     }
@@ -228,14 +227,17 @@ pub struct BulkEnd {
     pub accepted: u64,
     /// Lines refused.
     pub rejected: u64,
+    /// Why lines were not looked at, or are not known to have been taken.
+    #[serde(default)]
+    error: Option<serde::de::IgnoredAny>,
 }
 
 impl BulkEnd {
-    /// Reads it from the end of an answer; `None` where the answer was cut short.
+    /// Reads it from the end of an answer; `None` where the answer was cut short, or the request was.
     pub fn read(body: &[u8]) -> Option<Self> {
         let body = body.trim_ascii_end();
         let start = body.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        serde_json::from_slice(&body[start..]).ok()
+        serde_json::from_slice(&body[start..]).ok().filter(|end: &Self| end.error.is_none())
     }
 }
 
@@ -303,7 +305,9 @@ mod tests {
 
     #[test]
     fn a_bulk_answer_that_was_cut_short_is_asked_again() {
-        for body in ["", "{\"line\":1,\"id\":\"a\",\"status\":\"sent\"}\n", "{\"accepted\":1,\"rejected\":0}\n"] {
+        let broken = "{\"accepted\":0,\"rejected\":2,\"error\":{\"code\":\"log_unavailable\",\"detail\":\"\"}}";
+        for body in ["", "{\"line\":1,\"id\":\"a\",\"status\":\"sent\"}\n", "{\"accepted\":1,\"rejected\":0}\n", broken]
+        {
             assert_eq!(judged(Mode::Bulk, 2, 200, body), Judgement::Again(Why::Connection, None), "{body}");
         }
     }
