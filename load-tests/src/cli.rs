@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,7 +13,7 @@ use crate::run::Access;
 use crate::scenario::Scenario;
 use crate::server::{self, Server};
 use crate::token::Minter;
-use crate::{idle, ingest};
+use crate::{idle, ingest, log_bench};
 
 /// Load tests for eshaar: sends, receives as mobile apps do, and accounts for every message.
 ///
@@ -56,6 +57,8 @@ enum Command {
         #[command(flatten)]
         options: idle::Options,
     },
+    /// Measure the embedded log by itself: appends, reads, acknowledgements. Wants --threads 2.
+    Log(log_bench::Options),
 }
 
 #[derive(Args)]
@@ -146,6 +149,10 @@ impl Cli {
                 let report = idle::run(&options, &server, target.seed()).await?;
                 publish(&report, target.json.as_deref())?;
                 Ok(report.passed())
+            }
+            Command::Log(options) => {
+                std::io::stdout().write_all(log_bench::run(options).await?.as_bytes())?;
+                Ok(true)
             }
         }
     }

@@ -9,6 +9,7 @@ mod history;
 mod http_client;
 mod idle;
 mod ingest;
+mod log_bench;
 mod measure;
 mod phones;
 mod procfs;
