@@ -32,6 +32,8 @@ pub(crate) const TICKS: u32 = 10;
 const PING: u32 = 1;
 const BEHIND: u32 = 1 << 1;
 const LIVE: u32 = 1 << 2;
+/// The timer has given up on a write.
+const CUT: u32 = 1 << 3;
 const CLOSE_SHIFT: u32 = 16;
 
 /// What a session is told by others.
@@ -63,7 +65,8 @@ pub(crate) struct Times {
     pub(crate) opened: AtomicU32,
     pub(crate) heard: AtomicU32,
     pub(crate) pinged: AtomicU32,
-    pub(crate) refreshed: AtomicU32,
+    /// When its entry in presence is to be refreshed.
+    pub(crate) refresh_due: AtomicU32,
     /// Since when a write has been going on.
     pub(crate) writing: AtomicU32,
     /// Since when it has waited for room in the window.
@@ -120,6 +123,15 @@ impl Handle {
         // Fails where another reason came first.
         let _ = self.signals.fetch_update(Ordering::AcqRel, Ordering::Acquire, with_code);
         self.wake();
+    }
+
+    /// It is to drop its connection in the middle of a write, whatever it was closing for.
+    pub(crate) fn cut(&self) {
+        self.signal(CUT);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & CUT != 0
     }
 
     /// Why it is to close, if it is.
@@ -207,18 +219,18 @@ impl Hub {
         now: Ticks,
         limit: usize,
     ) -> Result<Arc<Handle>, TooMany> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let times = Times {
             opened: now.into(),
             heard: now.into(),
-            // Sessions of one wave of reconnects ping at once otherwise; their ids spread them.
-            pinged: now.into(),
-            refreshed: now.into(),
+            // Their ids spread the pings of sessions that came in one wave, over 10 s.
+            pinged: (now + (id % u64::from(10 * TICKS)) as Ticks).into(),
             rescued: self.rescue().0.into(),
             expires_ms: expires_at.map_or(0, Timestamp::as_millis).into(),
             ..Times::default()
         };
         let handle = Arc::new(Handle {
-            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            id,
             principal: principal.clone(),
             times,
             inbox: Mutex::default(),

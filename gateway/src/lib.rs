@@ -16,6 +16,9 @@ mod session;
 mod shared;
 mod slot;
 mod socket;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod timer;
 mod wire;
 
@@ -36,7 +39,7 @@ pub use accept::SUBPROTOCOL;
 pub use close::Close;
 pub use options::Options;
 
-use shared::{Credentials, Shared};
+use shared::{Parts, Shared};
 
 /// What a gateway rests on.
 #[derive(Clone)]
@@ -78,17 +81,20 @@ impl Gateway {
     /// Leases a slot, finds its end and starts what runs beside the sessions. `shutdown` stops it at once, what was
     /// acknowledged written first; call [`Gateway::drain`] before it to let clients go in order.
     pub async fn start(deps: Deps, options: Options, shutdown: CancellationToken) -> Result<Self, StartError> {
-        let credentials: Arc<dyn Credentials> = Arc::new(deps.auth.clone());
-        Self::start_with(deps, credentials, options, shutdown).await
+        let parts = Parts {
+            log: deps.log,
+            codecs: deps.codecs,
+            streams: deps.store.streams,
+            messages: deps.store.messages,
+            presence: deps.presence,
+            credentials: Arc::new(deps.auth),
+            clock: deps.clock,
+        };
+        Self::start_with(parts, options, shutdown).await
     }
 
-    async fn start_with(
-        deps: Deps,
-        credentials: Arc<dyn Credentials>,
-        options: Options,
-        shutdown: CancellationToken,
-    ) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared::new(deps, credentials, options));
+    async fn start_with(parts: Parts, options: Options, shutdown: CancellationToken) -> Result<Self, StartError> {
+        let shared = Arc::new(Shared::new(parts, options));
         let slot = slot::lease(&shared).await?;
         let (tasks, stop) = (TaskTracker::new(), shutdown.child_token());
         tasks.spawn(slot::run(Arc::clone(&shared), slot, stop.clone()));

@@ -150,7 +150,7 @@ mod tests {
             format!(r#"{{"op":"ack","ids":[{}]}}"#, vec!["\"019a3f00-0000-7000-8000-000000000000\""; 257].join(","));
         for (text, part) in [
             ("", "EOF"),
-            ("[]", "invalid type"),
+            ("[]", "missing field `op`"),
             (r#"{"op":"fly"}"#, "unknown variant"),
             (r#"{"after":"x"}"#, "missing field `op`"),
             (r#"{"op":"hello","after":"x"}"#, "cursor"),

@@ -16,7 +16,7 @@ use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 
 use crate::Options;
-use crate::hub::{Handle, Hub, Ticks};
+use crate::hub::{Handle, Hub, TICKS, Ticks};
 use crate::receipts::Receipts;
 
 /// Checks the credential of a renewal or an upgrade.
@@ -57,6 +57,17 @@ impl Meters {
     }
 }
 
+/// What a gateway really uses of what it rests on.
+pub(crate) struct Parts {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) codecs: Codecs,
+    pub(crate) streams: Arc<dyn StreamStore>,
+    pub(crate) messages: Arc<dyn MessageStore>,
+    pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) credentials: Arc<dyn Credentials>,
+    pub(crate) clock: Clock,
+}
+
 /// What every session of a gateway shares.
 pub(crate) struct Shared {
     pub(crate) options: Options,
@@ -76,17 +87,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(deps: crate::Deps, credentials: Arc<dyn Credentials>, options: Options) -> Self {
+    pub(crate) fn new(parts: Parts, options: Options) -> Self {
         Self {
             receipts: Receipts::new(options.receipts),
             options,
-            log: deps.log,
-            codecs: deps.codecs,
-            streams: deps.store.streams,
-            messages: deps.store.messages,
-            presence: deps.presence,
-            credentials,
-            clock: deps.clock,
+            log: parts.log,
+            codecs: parts.codecs,
+            streams: parts.streams,
+            messages: parts.messages,
+            presence: parts.presence,
+            credentials: parts.credentials,
+            clock: parts.clock,
             hub: Hub::new(),
             meters: Meters::new(),
             ticks: AtomicU32::new(1),
@@ -127,6 +138,13 @@ impl Shared {
     pub(crate) fn connection(&self, handle: &Handle) -> Option<Connection> {
         let node = self.node.lock();
         node.as_ref().map(|node| Connection { slot: node.slot, incarnation: node.incarnation, session: handle.id })
+    }
+
+    /// When an entry in presence that was made or refreshed at `now` is to be refreshed: spread out over a quarter of the
+    /// time there is.
+    pub(crate) fn refresh_due(&self, handle: &Handle, now: Ticks) -> Ticks {
+        let every = self.options.presence_refresh_s * TICKS;
+        now + every - (handle.id % u64::from(every / 4).max(1)) as Ticks
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -95,6 +95,7 @@ async fn announce(shared: &Shared, node: &Node) {
 
 /// Reads the slot for ever. Where it jumps, every session reads its stream.
 async fn read(shared: &Shared, slot: &mut Slot) {
+    let mut expected = slot.reader.next_offset();
     loop {
         if let Err(error) = slot.reader.ready().await {
             tracing::warn!(%error, slot = slot.node.slot, "the slot cannot be read; trying again");
@@ -104,11 +105,11 @@ async fn read(shared: &Shared, slot: &mut Slot) {
             }
             continue;
         }
-        let expected = slot.reader.next_offset();
         let records = slot.reader.take(BATCH);
         if records.first().is_some_and(|first| first.position.offset > expected) {
             shared.hub.begin_rescue(shared.ticks());
         }
+        expected = records.last().map_or(expected, |last| last.position.offset + 1);
         for record in records {
             deliver(shared, &record).await;
         }

@@ -23,6 +23,9 @@ const AT_ONCE: usize = SHARDS / 4;
 /// Most entries of presence that are refreshed in one call.
 const REFRESH_BATCH: usize = 500;
 
+/// Wait before a refresh that failed is tried again.
+const RETRY: Ticks = 10 * TICKS;
+
 /// Runs until `shutdown`.
 pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
     let begun = Instant::now();
@@ -63,7 +66,7 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) -> bool {
     let (options, times) = (&shared.options, &handle.times);
     let is_set_for = |time: &AtomicU32, seconds: u32| time.load(Relaxed) != 0 && since(time, now) >= seconds * TICKS;
     if is_set_for(&times.writing, options.write_timeout_s) {
-        handle.close(Close::TooSlow);
+        handle.cut();
     } else if !handle.is_live() && since(&times.opened, now) >= options.hello_timeout_s * TICKS {
         handle.close(Close::HelloTimeout);
     } else if since(&times.heard, now) >= options.idle_timeout_s * TICKS {
@@ -79,7 +82,7 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) -> bool {
         handle.wake();
     }
     rescue(shared, handle, now);
-    handle.is_live() && since(&times.refreshed, now) >= options.presence_refresh_s * TICKS
+    handle.is_live() && now >= times.refresh_due.load(Relaxed)
 }
 
 /// Makes a session read its stream when its turn in a rescue has come.
@@ -104,7 +107,7 @@ async fn refresh(shared: &Shared, handles: &[Arc<Handle>], now: Ticks) {
     match shared.presence.refresh(&sessions).await {
         Ok(there) => {
             for (handle, was_there) in handles.iter().zip(there) {
-                handle.times.refreshed.store(now, Relaxed);
+                handle.times.refresh_due.store(shared.refresh_due(handle, now), Relaxed);
                 if !was_there {
                     handle.fall_behind();
                 }
@@ -113,9 +116,8 @@ async fn refresh(shared: &Shared, handles: &[Arc<Handle>], now: Ticks) {
         }
         Err(error) => {
             tracing::warn!(%error, sessions = handles.len(), "presence could not be refreshed; trying again in 10 s");
-            let retry = now.saturating_sub(shared.options.presence_refresh_s.saturating_sub(10) * TICKS);
             for handle in handles {
-                handle.times.refreshed.store(retry, Relaxed);
+                handle.times.refresh_due.store(now + RETRY, Relaxed);
                 handle.fall_behind();
             }
         }

@@ -65,8 +65,9 @@ async fn enter_presence(shared: &Shared, handle: &Handle) {
         Some(connection) => shared.presence.connect(&handle.principal, connection).await.is_ok(),
         None => false,
     };
-    let refreshed = if entered { shared.ticks() } else { 0 };
-    handle.times.refreshed.store(refreshed, Relaxed);
+    let now = shared.ticks();
+    let due = if entered { shared.refresh_due(handle, now) } else { now };
+    handle.times.refresh_due.store(due, Relaxed);
 }
 
 /// Finds where delivery begins, and records the receipt that a cursor is.

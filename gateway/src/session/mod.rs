@@ -5,8 +5,6 @@
 
 mod hello;
 mod recipient;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -72,6 +70,15 @@ pub(crate) struct Session<S> {
     recipient: Option<Recipient>,
 }
 
+/// Takes the session out of the hub even where its task panics or is dropped.
+struct Guard(Arc<Shared>, Arc<Handle>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.hub.leave(&self.1);
+    }
+}
+
 /// Serves a client over an upgraded connection until it ends.
 pub(crate) async fn run<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) {
     let (options, now) = (&shared.options, shared.ticks());
@@ -82,6 +89,7 @@ pub(crate) async fn run<S: Io>(shared: Arc<Shared>, stream: S, identity: Identit
     };
     shared.meters.opened.increment(1);
     let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
+    let _guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
     let mut session = Session { shared, handle, socket, allowance, recipient: None };
     // A drain that began while this connection was being upgraded has not seen the session.
     let end = if session.shared.ready() { session.serve().await } else { End::Close(Close::ShuttingDown, None) };
@@ -99,13 +107,10 @@ async fn farewell<S: Io>(shared: &Shared, socket: Socket<S>, close: Close, detai
         detail,
         reconnect_after_ms: close.reconnects().then(|| rand::random_range(0..=spread)),
     };
-    let bytes = {
-        let mut frames = Frames::new();
-        frames.text(|bytes| bye.render(bytes));
-        frames.close(close.code(), close.reason());
-        frames.as_bytes().to_vec()
-    };
-    socket.hang_up(&bytes).await;
+    let mut frames = Frames::new();
+    frames.text(|bytes| bye.render(bytes));
+    frames.close(close.code(), close.reason());
+    socket.hang_up(frames.as_bytes()).await;
 }
 
 impl<S: Io> Session<S> {
@@ -332,7 +337,7 @@ impl<S: Io> Session<S> {
                         written = write.as_mut() => break written,
                         () = handle.woken() => {}
                     }
-                    if handle.closing() == Some(Close::TooSlow) {
+                    if handle.is_cut() {
                         return Err(End::Close(Close::TooSlow, None));
                     }
                 };

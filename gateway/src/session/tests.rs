@@ -1,1 +1,0 @@
-//! Tests of sessions over an in-memory connection.

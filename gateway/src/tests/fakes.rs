@@ -1,0 +1,277 @@
+//! What a gateway rests on, in memory: deterministic under a paused clock, and able to fail when told to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use eshaar_auth::{AuthError, Identity};
+use eshaar_model::{BusinessId, Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
+use eshaar_schemas::{Compatibility, Registry, RegistryError, SchemaId};
+use eshaar_store::{
+    MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage, StreamPage, StreamRow, StreamStore,
+};
+use eshaar_topics::{
+    AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::shared::Credentials;
+
+pub(super) const EPOCH: Epoch = Epoch(1);
+
+/// Gives each schema an id.
+#[derive(Default)]
+pub(super) struct FakeRegistry(Mutex<Vec<String>>);
+
+#[async_trait]
+impl Registry for FakeRegistry {
+    async fn register(&self, _subject: &str, schema: &str) -> Result<SchemaId, RegistryError> {
+        let mut schemas = self.0.lock();
+        let known = schemas.iter().position(|known| known == schema);
+        Ok(known.unwrap_or_else(|| {
+            schemas.push(schema.to_owned());
+            schemas.len() - 1
+        }) as SchemaId)
+    }
+
+    async fn schema(&self, id: SchemaId) -> Result<String, RegistryError> {
+        let known = self.0.lock().get(id as usize).cloned();
+        known.ok_or(RegistryError::Unavailable { reason: format!("no schema {id}") })
+    }
+
+    async fn set_compatibility(&self, _subject: &str, _level: Compatibility) -> Result<(), RegistryError> {
+        Ok(())
+    }
+}
+
+/// Whoever the credential names: `<principal>`, `<principal>@<expiry in ms>`, or `broken`.
+pub(super) struct FakeCredentials;
+
+#[async_trait]
+impl Credentials for FakeCredentials {
+    async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError> {
+        if credential == "broken" {
+            return Err(AuthError::Unavailable("the key set cannot be fetched".to_owned()));
+        }
+        let (principal, expiry) = credential.split_once('@').unwrap_or((credential, ""));
+        let principal = principal.parse().map_err(|_| AuthError::Refused("not a token"))?;
+        let expires_at = expiry.parse().ok().map(Timestamp::from_millis);
+        Ok(Identity { principal, permissions: vec![], expires_at, key_id: None })
+    }
+}
+
+/// Streams of phones.
+#[derive(Default)]
+pub(super) struct FakeStreams {
+    pub(super) rows: Mutex<HashMap<Phone, Vec<StreamRow>>>,
+    pub(super) acked: Mutex<HashMap<Phone, Cursor>>,
+    pub(super) floors: Mutex<[u64; 4]>,
+    pub(super) heads: Mutex<[Option<u64>; 4]>,
+    pub(super) reads: AtomicUsize,
+    pub(super) broken: AtomicBool,
+}
+
+#[async_trait]
+impl StreamStore for FakeStreams {
+    async fn append(&self, _partition: u32, rows: Vec<StreamRow>) -> Result<(), StoreError> {
+        for row in rows {
+            let head = &mut self.heads.lock()[row.position.lane.index()];
+            *head = (*head).max(Some(row.position.offset));
+            self.rows.lock().entry(row.phone).or_default().push(row);
+        }
+        Ok(())
+    }
+
+    async fn read(&self, phone: Phone, after: Cursor, limit: usize) -> Result<StreamPage, StoreError> {
+        // Others get a turn, as with a store that is somewhere else.
+        tokio::task::yield_now().await;
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
+        let all = self.rows.lock().get(&phone).cloned().unwrap_or_default();
+        let mut rows: Vec<_> = all.into_iter().filter(|row| !after.covers(row.position)).collect();
+        rows.sort_by_key(|row| (row.position.epoch, row.at, row.position.lane, row.position.offset));
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        tokio::task::yield_now().await;
+        Ok(StreamPage { rows, more })
+    }
+
+    async fn before(&self, _of: &[(Phone, StreamPosition)]) -> Result<Vec<Option<u64>>, StoreError> {
+        unimplemented!("asked by route")
+    }
+
+    async fn stands_before(&self, _of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+        unimplemented!("asked by route")
+    }
+
+    async fn head(&self, _epoch: Epoch, lane: Lane, _partition: u32) -> Result<Option<u64>, StoreError> {
+        Ok(self.heads.lock()[lane.index()])
+    }
+
+    async fn newest_epoch(&self) -> Result<Option<Epoch>, StoreError> {
+        Ok(Some(EPOCH))
+    }
+
+    async fn floor(&self, _epoch: Epoch, lane: Lane, _partition: u32, _now: Timestamp) -> Result<u64, StoreError> {
+        Ok(self.floors.lock()[lane.index()])
+    }
+
+    async fn acked(&self, phone: Phone) -> Result<Option<Cursor>, StoreError> {
+        Ok(self.acked.lock().get(&phone).copied())
+    }
+
+    async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError> {
+        for (phone, cursor) in acks {
+            self.acked.lock().entry(phone).and_modify(|known| *known = known.max(cursor)).or_insert(cursor);
+        }
+        Ok(())
+    }
+
+    async fn trim(&self, _now: Timestamp) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+}
+
+/// Messages by id.
+#[derive(Default)]
+pub(super) struct FakeMessages(pub(super) Mutex<HashMap<MessageId, StoredMessage>>);
+
+#[async_trait]
+impl MessageStore for FakeMessages {
+    async fn put(&self, _rows: Vec<MessageRow>) -> Result<(), StoreError> {
+        unimplemented!("written by archive")
+    }
+
+    async fn reach(&self, _steps: Vec<Step>) -> Result<(), StoreError> {
+        unimplemented!("written by archive")
+    }
+
+    async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        Ok(self.0.lock().get(&id).cloned())
+    }
+
+    async fn sent_by(&self, _: &BusinessId, _: SentQuery, _: Timestamp) -> Result<SentPage, StoreError> {
+        unimplemented!("asked by ingest")
+    }
+}
+
+type Written = HashMap<(Topic, u32), Vec<NewRecord>>;
+
+/// A log of one partition a topic, but for `deliveries`.
+pub(super) struct FakeLog {
+    records: Arc<Mutex<Written>>,
+    length: watch::Sender<usize>,
+    /// How many appends answer that the outcome is unknown, after having written.
+    pub(super) unknown: AtomicUsize,
+}
+
+impl FakeLog {
+    pub(super) fn new() -> Self {
+        Self { records: Arc::default(), length: watch::Sender::new(0), unknown: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn of(&self, topic: Topic) -> Vec<NewRecord> {
+        self.records.lock().get(&(topic, 0)).cloned().unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Log for FakeLog {
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<LogPosition>, AppendError> {
+        let mut positions = vec![];
+        for record in records {
+            let (topic, partition) = (record.topic, record.partition.unwrap_or(0));
+            let mut all = self.records.lock();
+            let records = all.entry((topic, partition)).or_default();
+            positions.push(LogPosition { topic, partition, offset: records.len() as u64 });
+            records.push(record);
+        }
+        self.length.send_modify(|length| *length += positions.len());
+        let answer = self.unknown.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if answer.is_ok() { Err(AppendError::Unknown { reason: "timeout".to_owned() }) } else { Ok(positions) }
+    }
+
+    async fn join(&self, _: &str, _: &[Topic], _: StartAt) -> Result<Box<dyn Consumer>, LogError> {
+        unimplemented!("a gateway joins no group")
+    }
+
+    async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {
+        let (records, length) = (Arc::clone(&self.records), self.length.subscribe());
+        Ok(Box::new(FakeReader { source: (topic, partition), next: offset, records, length }))
+    }
+
+    async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
+        let end = self.records.lock().get(&(topic, partition)).map_or(0, Vec::len) as u64;
+        Ok(Bounds { start: 0, end })
+    }
+
+    async fn offset_at(&self, _: Topic, _: u32, _: Timestamp) -> Result<u64, LogError> {
+        unimplemented!("asked by route")
+    }
+
+    async fn committed(&self, _: &str, _: Topic, _: u32) -> Result<Option<u64>, LogError> {
+        unimplemented!("a gateway joins no group")
+    }
+
+    fn epoch(&self) -> Epoch {
+        EPOCH
+    }
+
+    fn partitions(&self, topic: Topic) -> u32 {
+        if topic == Topic::Deliveries { 4 } else { 1 }
+    }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        Ok(())
+    }
+}
+
+/// Reads one partition of a [`FakeLog`].
+struct FakeReader {
+    source: (Topic, u32),
+    next: u64,
+    records: Arc<Mutex<Written>>,
+    length: watch::Receiver<usize>,
+}
+
+#[async_trait]
+impl Reader for FakeReader {
+    fn source(&self) -> (Topic, u32) {
+        self.source
+    }
+
+    fn next_offset(&self) -> u64 {
+        self.next
+    }
+
+    async fn ready(&mut self) -> Result<(), LogError> {
+        loop {
+            self.length.borrow_and_update();
+            if self.records.lock().get(&self.source).map_or(0, Vec::len) as u64 > self.next {
+                return Ok(());
+            }
+            self.length.changed().await.map_err(|_| LogError::Closed)?;
+        }
+    }
+
+    fn take(&mut self, max: usize) -> Vec<Record> {
+        let all = self.records.lock();
+        let (topic, partition) = self.source;
+        let new = all.get(&self.source).into_iter().flatten().enumerate().skip(self.next as usize).take(max);
+        let records: Vec<_> = new
+            .map(|(offset, record)| Record {
+                position: LogPosition { topic, partition, offset: offset as u64 },
+                timestamp: record.timestamp,
+                key: record.key.clone(),
+                value: record.value.clone(),
+                headers: record.headers.clone(),
+            })
+            .collect();
+        self.next += records.len() as u64;
+        records
+    }
+}
