@@ -279,15 +279,15 @@ async fn look_up_reads(shared: &Shared) {
                 let records = steps.filter_map(|step| status(shared, &subject, read.phone, step, read.at)).collect();
                 shared.receipts.add(records, None);
             }
-            Ok(Some(_)) => {}
             Ok(None) | Err(_) if read.looks < LOOKS => {
                 read.looks += 1;
                 read.due = now + LOOK_AGAIN;
                 shared.receipts.waiting.lock().reads.push(read);
             }
-            Ok(None) => {}
+            // Another's message, or none.
+            Ok(_) => {}
             Err(error) => {
-                tracing::warn!(message = %read.id, %error, "a read was lost: the message cannot be looked up")
+                tracing::warn!(message = %read.id, %error, "a read was lost: the message cannot be looked up");
             }
         }
     }

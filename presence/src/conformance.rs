@@ -70,7 +70,7 @@ async fn a_slot_is_free_again_when_its_node_lapses_or_withdraws(subject: Subject
     let presence = &*subject.presence;
     assert_eq!(presence.lease_slot(1, None, 2, "").await.unwrap(), 0);
     assert_eq!(presence.lease_slot(2, None, 2, "").await.unwrap(), 1);
-    (subject.pass)(NODE_TTL - Duration::from_secs(1));
+    (subject.pass)(NODE_TTL.saturating_sub(Duration::from_secs(1)));
     assert!(presence.announce(&node(1, 2)).await.unwrap());
     (subject.pass)(Duration::from_secs(2));
     assert_eq!(presence.nodes().await.unwrap(), [node(1, 2)]);
@@ -141,7 +141,7 @@ async fn a_connection_lapses_unless_it_is_refreshed(subject: Subject) {
     presence.lease_slot(1, Some(0), 1, "").await.unwrap();
     presence.connect(&phone(1), connection(0, 1, 1)).await.unwrap();
     presence.connect(&phone(2), connection(0, 1, 2)).await.unwrap();
-    pass_alive(&subject, &[node(0, 1)], CONNECTION_TTL - Duration::from_secs(1)).await;
+    pass_alive(&subject, &[node(0, 1)], CONNECTION_TTL.saturating_sub(Duration::from_secs(1))).await;
     assert_eq!(presence.refresh(&[(phone(1), connection(0, 1, 1))]).await.unwrap(), [true]);
     pass_alive(&subject, &[node(0, 1)], Duration::from_secs(2)).await;
     assert_eq!(slots_of(presence, &phone(1)).await, [0]);

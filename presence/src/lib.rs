@@ -22,7 +22,7 @@ pub type Slot = u32;
 pub type Slots = SmallVec<[Slot; 2]>;
 
 /// How long a connection is taken to live without being refreshed (R7.2).
-pub const CONNECTION_TTL: Duration = Duration::from_secs(300);
+pub const CONNECTION_TTL: Duration = Duration::from_mins(5);
 
 /// How long a node is taken to live without announcing itself.
 pub const NODE_TTL: Duration = Duration::from_secs(15);

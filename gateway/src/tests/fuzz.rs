@@ -124,7 +124,7 @@ async fn play(events: Vec<Event>) -> Result<(), TestCaseError> {
                 }
                 appended.push(new);
             }
-            Event::Release => world.tell(&held.drain(..).collect::<Vec<_>>().iter().collect::<Vec<_>>()).await,
+            Event::Release => world.tell(&std::mem::take(&mut held).iter().collect::<Vec<_>>()).await,
             Event::Read { ack } => {
                 app.read().await;
                 if let Some(by_cursor) = ack {

@@ -1,6 +1,7 @@
 //! Tests of the gateway over in-memory connections: a real WebSocket client at one end, the session at the other, and a
 //! paused clock, so that nothing waits.
 
+mod accepting;
 mod fakes;
 mod fuzz;
 mod lifecycle;

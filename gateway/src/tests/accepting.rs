@@ -1,0 +1,94 @@
+//! The upgrade, over real sockets and the listener of the service.
+
+use eshaar_service::listener;
+use http::StatusCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::Request;
+
+use super::*;
+
+async fn listening(world: &World) -> (std::net::SocketAddr, CancellationToken) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let (router, stopped) = (world.gateway.router(), stop.clone());
+    let options = listener::Options { max_connections: 10, header_timeout_s: 5 };
+    tokio::spawn(async move { listener::serve(listener, router, &options, stopped, Duration::ZERO).await });
+    (address, stop)
+}
+
+fn request(address: std::net::SocketAddr, query: &str, headers: &[(&'static str, &str)]) -> Request<()> {
+    let mut request = format!("ws://{address}/v1/ws{query}").into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    request
+}
+
+async fn open(address: std::net::SocketAddr, request: Request<()>) -> Result<WebSocketStream<TcpStream>, Error> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    tokio_tungstenite::client_async(request, stream).await.map(|(socket, _)| socket)
+}
+
+/// Status and body of a refusal.
+fn refusal(answer: Result<WebSocketStream<TcpStream>, Error>) -> (StatusCode, String) {
+    match answer {
+        Err(Error::Http(response)) => {
+            let body = response.body().clone().unwrap_or_default();
+            (response.status(), String::from_utf8_lossy(&body).into_owned())
+        }
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "other, eshaar.v1.json");
+
+#[tokio::test]
+async fn a_client_with_a_credential_is_upgraded_and_served() {
+    let mut world = World::new().await;
+    let (address, _stop) = listening(&world).await;
+    for request in [
+        request(address, "", &[PROTOCOL, ("authorization", "bearer +966501234567")]),
+        request(address, "?access_token=%2B966501234567", &[PROTOCOL]),
+    ] {
+        let mut socket = open(address, request).await.unwrap();
+        socket.send(Frame::text(r#"{"op":"hello","from":"head"}"#)).await.unwrap();
+        for op in ["welcome", "caught_up"] {
+            let text = socket.next().await.unwrap().unwrap().into_text().unwrap();
+            assert!(text.contains(&format!(r#""op":"{op}""#)), "{text}");
+        }
+        let sent = world.deliver(Lane::High, "over TCP").await;
+        let text = socket.next().await.unwrap().unwrap().into_text().unwrap();
+        assert!(text.contains(&sent.id.to_string()) && text.contains("over TCP"), "{text}");
+        socket.close(None).await.unwrap();
+        while let Some(Ok(_)) = socket.next().await {}
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_upgraded_is_answered_with_a_problem() {
+    let world = World::with(Options { sessions: 1, ..Options::default() }).await;
+    let (address, _stop) = listening(&world).await;
+    let known = ("authorization", "Bearer +966501234567");
+    let refused = async |headers: &[(&'static str, &str)]| refusal(open(address, request(address, "", headers)).await);
+    for (headers, status, code) in [
+        (&[known][..], StatusCode::BAD_REQUEST, "subprotocol_required"),
+        (&[PROTOCOL], StatusCode::UNAUTHORIZED, "unauthenticated"),
+        (&[PROTOCOL, ("authorization", "Bearer nonsense!")], StatusCode::UNAUTHORIZED, "unauthenticated"),
+        (&[PROTOCOL, ("authorization", "Bearer broken")], StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        (&[PROTOCOL, known, ("connection", "close")], StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
+    ] {
+        let (answered, body) = refused(headers).await;
+        assert_eq!(answered, status, "{headers:?}");
+        assert!(body.contains(code), "{body}");
+        assert!(!body.contains("nonsense"), "a credential is never echoed");
+    }
+    let _only = open(address, request(address, "", &[PROTOCOL, known])).await.unwrap();
+    while world.gateway.sessions() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(refused(&[PROTOCOL, known]).await.1.contains("too_many_sessions"));
+    world.gateway.drain(Duration::from_secs(2)).await;
+    assert!(refused(&[PROTOCOL, known]).await.1.contains("draining"));
+}
