@@ -1,0 +1,147 @@
+//! Writes what was accepted, and what became of it, to the history.
+//!
+//! Reads `messages.accepted` and `message.status`; writes the store's messages, by id. A message or a step that is written
+//! again changes nothing, so a replay has no effect; a step may come before its message.
+
+use async_trait::async_trait;
+use eshaar_model::{Clock, MessageKind, Timestamp};
+use eshaar_schemas::{Codecs, Message, StatusChanged};
+use eshaar_store::{MessageRow, Step, Store, StoreError};
+use eshaar_topics::{LogPosition, Outcome, Received, Stage, StageError, Topic};
+use serde::Deserialize;
+
+use crate::{Undecodable, decode, pause};
+
+/// How history is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// How long is waited when the store or the registry does not answer, in milliseconds.
+    pub pause_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { pause_ms: 200 }
+    }
+}
+
+/// The stage.
+pub struct Archive {
+    store: Store,
+    codecs: Codecs,
+    clock: Clock,
+    options: Options,
+}
+
+impl Archive {
+    /// The stage, writing to `store`.
+    pub const fn new(store: Store, codecs: Codecs, clock: Clock, options: Options) -> Self {
+        Self { store, codecs, clock, options }
+    }
+
+    async fn messages(&self, batch: &[Received]) -> Vec<Outcome> {
+        let (mut rows, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for record in batch {
+            let row = match decode::<Message>(&self.codecs, &record.value).await {
+                Ok(message) => row(message, record),
+                Err(error) => Err(error.into()),
+            };
+            outcomes.push(self.collect(row, &mut rows));
+        }
+        let written = if rows.is_empty() { Ok(()) } else { self.store.messages.put(rows).await };
+        self.unless_failed(written, outcomes)
+    }
+
+    async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
+        let (mut steps, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for record in batch {
+            let decoded = decode::<StatusChanged>(&self.codecs, &record.value).await;
+            outcomes.push(self.collect(decoded.map(step).map_err(Error::from), &mut steps));
+        }
+        let written = if steps.is_empty() { Ok(()) } else { self.store.messages.reach(steps).await };
+        self.unless_failed(written, outcomes)
+    }
+
+    fn collect<T>(&self, item: Result<T, Error>, items: &mut Vec<T>) -> Outcome {
+        match item {
+            Ok(item) => {
+                items.push(item);
+                Outcome::Done
+            }
+            Err(Error::Undecodable(error)) => error.outcome(&self.clock, self.options.pause_ms),
+            Err(error @ Error::Invalid { .. }) => Outcome::Dead { code: "invalid", reason: error.to_string() },
+        }
+    }
+
+    /// Whether the store has the batch is unknown when it failed: all of it again.
+    fn unless_failed(&self, written: Result<(), StoreError>, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+        match written {
+            Ok(()) => outcomes,
+            Err(error) => vec![pause(&self.clock, self.options.pause_ms, &error)],
+        }
+    }
+}
+
+#[async_trait]
+impl Stage for Archive {
+    const NAME: &'static str = "archive";
+    type Partition = ();
+
+    fn inputs(&self) -> Vec<(Topic, u32)> {
+        vec![(Topic::MessagesAccepted, 1), (Topic::MessageStatus, 1)]
+    }
+
+    async fn open(&self, _partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
+        match batch.first().map(|record| record.position.topic) {
+            Some(Topic::MessageStatus) => self.statuses(batch).await,
+            _ => self.messages(batch).await,
+        }
+    }
+
+    async fn sync(&self) -> Result<(), StageError> {
+        self.store.engine.sync().await.map_err(|error| StageError(error.to_string()))
+    }
+}
+
+/// A message as history keeps it.
+fn row(message: Message, record: &Received) -> Result<MessageRow, Error> {
+    let LogPosition { partition, offset, .. } = record.position;
+    let conversation = message.conversation_id.as_deref().map(str::parse).transpose();
+    let conversation = conversation.map_err(|error| Error::invalid("conversation_id", &error))?;
+    let kind = MessageKind::new(message.r#type, conversation).map_err(|error| Error::invalid("type", &error))?;
+    Ok(MessageRow {
+        id: message.id,
+        message_type: kind.message_type(),
+        conversation: kind.conversation(),
+        sender: message.sender.parse().map_err(|error| Error::invalid("sender", &error))?,
+        recipient: message.recipient.parse().map_err(|error| Error::invalid("recipient", &error))?,
+        created_at: Timestamp::from_millis(message.created_at),
+        expires_at: message.expires_at.map(Timestamp::from_millis),
+        accepted: (partition, offset),
+        value: record.value.clone(),
+    })
+}
+
+fn step(change: StatusChanged) -> Step {
+    Step { id: change.id, status: change.status, at: Timestamp::from_millis(change.at), reason: change.reason }
+}
+
+/// A record that history cannot keep.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Undecodable(#[from] Undecodable),
+    #[error("field {field}: {reason}")]
+    Invalid { field: &'static str, reason: String },
+}
+
+impl Error {
+    fn invalid(field: &'static str, error: &dyn std::error::Error) -> Self {
+        Self::Invalid { field, reason: error.to_string() }
+    }
+}

@@ -1,0 +1,68 @@
+//! Lets go of what is no longer kept: rows of streams, and idempotency claims. A slice at a time, so that nobody waits for
+//! it; what a round does not get to is left to the next.
+
+use std::time::Duration;
+
+use eshaar_model::Clock;
+use eshaar_store::{Store, StoreError};
+use serde::Deserialize;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// What is let go of, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Time between rounds, in seconds; at least 1.
+    pub every_s: u64,
+    /// Most slices of each kind that a round lets go of.
+    pub slices: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { every_s: 60, slices: 100 }
+    }
+}
+
+/// Goes round until `shutdown`.
+pub async fn run(store: Store, clock: Clock, options: Options, shutdown: CancellationToken) {
+    let mut rounds = interval(Duration::from_secs(options.every_s.max(1)));
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = rounds.tick() => {}
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            trimmed = round(&store, &clock, options.slices) => match trimmed {
+                Ok((0, 0)) => {}
+                Ok((rows, claims)) => tracing::info!(rows, claims, "let go of what is no longer kept"),
+                Err(error) => tracing::warn!(%error, "housekeeping failed; the next round goes on"),
+            },
+        }
+    }
+}
+
+/// One round: how many rows of streams and how many claims went.
+async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<(usize, usize), StoreError> {
+    let (mut rows, mut claims) = (0, 0);
+    for _ in 0..slices {
+        match store.streams.trim(clock.now()).await? {
+            0 => break,
+            gone => rows += gone,
+        }
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..slices {
+        match store.claims.trim(clock.now()).await? {
+            0 => break,
+            gone => claims += gone,
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok((rows, claims))
+}

@@ -1,0 +1,189 @@
+//! Gives each accepted message to the lane that it was stamped for.
+//!
+//! Reads `messages.accepted`; writes `lane.*`, keyed by the recipient's phone, and `message.status` for what has expired.
+//! Works on headers alone: value and timestamp go on untouched. The lane is the record's own, so a replay takes the same.
+//! A message to a business has no lane: `archive` carries it on.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::{Clock, Status, Timestamp};
+use eshaar_schemas::{Codecs, EncodeError, StatusChanged};
+use eshaar_service::metrics::EXPIRED;
+use eshaar_topics::flow::{self, Envelope, HeaderError};
+use eshaar_topics::{NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
+use metrics::counter;
+
+/// The stage.
+pub struct Prioritize {
+    codecs: Codecs,
+    clock: Clock,
+}
+
+impl Prioritize {
+    /// The stage, expiring by `clock`.
+    pub const fn new(codecs: Codecs, clock: Clock) -> Self {
+        Self { codecs, clock }
+    }
+
+    fn outcome(&self, record: &Received, now: Timestamp) -> Outcome {
+        match self.follows(record, now) {
+            Ok(Some(next)) => Outcome::Forward(vec![next]),
+            Ok(None) => Outcome::Done,
+            Err(error) => error.into(),
+        }
+    }
+
+    fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, Error> {
+        let envelope = Envelope::read(&record.headers)?;
+        Ok(match decide(&envelope, now) {
+            Decision::ToLane => Some(lane_record(record, &envelope)),
+            Decision::Expired(at) => {
+                counter!(EXPIRED, "stage" => Self::NAME).increment(1);
+                Some(expired((record, record.key.clone()), &envelope, at, &self.codecs)?)
+            }
+            Decision::NotForAPhone => None,
+        })
+    }
+}
+
+#[async_trait]
+impl Stage for Prioritize {
+    const NAME: &'static str = "prioritize";
+    type Partition = ();
+
+    fn inputs(&self) -> Vec<(Topic, u32)> {
+        vec![(Topic::MessagesAccepted, 1)]
+    }
+
+    async fn open(&self, _partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
+        let now = self.clock.now();
+        batch.iter().map(|record| self.outcome(record, now)).collect()
+    }
+}
+
+/// What is to be done with a message.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    ToLane,
+    Expired(Timestamp),
+    NotForAPhone,
+}
+
+fn decide(envelope: &Envelope<'_>, now: Timestamp) -> Decision {
+    match (envelope.to, envelope.expires_at) {
+        (None, _) => Decision::NotForAPhone,
+        (Some(_), Some(at)) if at <= now => Decision::Expired(at),
+        (Some(_), _) => Decision::ToLane,
+    }
+}
+
+fn lane_record(record: &Received, envelope: &Envelope<'_>) -> NewRecord {
+    let key = record.headers.get(headers::TO).map_or_else(|| record.key.clone(), Bytes::copy_from_slice);
+    let accepted = format!("{}:{}", record.position.partition, record.position.offset);
+    NewRecord {
+        topic: Topic::of_lane(envelope.lane),
+        partition: None,
+        key,
+        value: record.value.clone(),
+        headers: record.headers.with(headers::ACCEPTED, accepted.as_bytes()),
+        timestamp: record.timestamp,
+    }
+}
+
+/// The status, under the message's own key, of a message whose time passed at `at`: the same each time it is said.
+pub(crate) fn expired(
+    (record, key): (&Received, Bytes),
+    envelope: &Envelope<'_>,
+    at: Timestamp,
+    codecs: &Codecs,
+) -> Result<NewRecord, EncodeError> {
+    let change = StatusChanged {
+        id: envelope.id,
+        status: Status::Expired,
+        at: at.as_millis(),
+        sender: envelope.from.to_owned(),
+        recipient: record.headers.text(headers::TO).unwrap_or_default().to_owned(),
+        reason: None,
+    };
+    flow::status(&change, key, codecs, envelope.origin)
+}
+
+/// A record that cannot be carried on.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Headers(#[from] HeaderError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+impl From<Error> for Outcome {
+    fn from(error: Error) -> Self {
+        let code = match error {
+            Error::Headers(_) => "headers",
+            Error::Encode(_) => "unencodable",
+        };
+        Self::Dead { code, reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use eshaar_model::Lane;
+    use eshaar_topics::Headers;
+
+    use super::*;
+    use crate::testing::{START, codecs, message, received};
+
+    async fn handled(record: Received) -> Outcome {
+        let stage = Prioritize::new(codecs().await, Clock::manual(START));
+        stage.handle(&mut (), &[record]).await.remove(0)
+    }
+
+    #[tokio::test]
+    async fn a_message_goes_to_its_lane_untouched_keyed_by_phone_with_its_place_stamped() {
+        let codecs = codecs().await;
+        let message = eshaar_schemas::Message {
+            conversation_id: Some("0190f6f0-0000-7000-8000-000000000001".to_owned()),
+            ..message(1)
+        };
+        let record = received(&message, Lane::Low, &codecs, (2, 17));
+        let Outcome::Forward(next) = handled(record.clone()).await else { panic!("not forwarded") };
+        assert_eq!((next[0].topic, &next[0].key[..]), (Topic::LaneLow, message.recipient.as_bytes()));
+        assert_eq!((&next[0].value, next[0].timestamp), (&record.value, record.timestamp));
+        assert_eq!(next[0].headers.text(headers::ACCEPTED), Some("2:17"));
+        assert_eq!(Envelope::read(&next[0].headers), Envelope::read(&record.headers));
+    }
+
+    #[tokio::test]
+    async fn an_expired_message_ends_as_a_status_of_the_time_it_expired_at() {
+        let codecs = codecs().await;
+        let message = eshaar_schemas::Message { expires_at: Some(START.as_millis()), ..message(1) };
+        let record = received(&message, Lane::High, &codecs, (0, 0));
+        let Outcome::Forward(next) = handled(record.clone()).await else { panic!("not forwarded") };
+        let change: StatusChanged = codecs.decode(&next[0].value).unwrap();
+        assert_eq!((next[0].topic, &next[0].key), (Topic::MessageStatus, &record.key));
+        assert_eq!((change.id, change.status, change.at), (message.id, Status::Expired, START.as_millis()));
+        assert_eq!((change.sender, change.recipient), (message.sender, message.recipient));
+    }
+
+    #[tokio::test]
+    async fn a_message_to_a_business_has_no_lane() {
+        let codecs = codecs().await;
+        let message = eshaar_schemas::Message { recipient: "acme-bank".to_owned(), ..message(1) };
+        assert!(matches!(handled(received(&message, Lane::Normal, &codecs, (0, 0))).await, Outcome::Done));
+    }
+
+    #[tokio::test]
+    async fn a_record_without_the_headers_of_a_message_is_dead() {
+        let record =
+            Received { headers: Headers::none(), ..received(&message(1), Lane::Normal, &codecs().await, (0, 0)) };
+        let Outcome::Dead { code, reason } = handled(record).await else { panic!("not dead") };
+        assert_eq!((code, reason.as_str()), ("headers", "header ce_id is missing or cannot be read"));
+    }
+}

@@ -1,0 +1,418 @@
+//! Carries each message to its recipient: into the stream first, then, as a hint, to the gateways that have them.
+//!
+//! Reads the four lanes, co-partitioned; writes streams in the store (key: phone and log position), `deliveries` (the
+//! partition is a gateway's slot), and `message.status` for what has expired. Invariants:
+//! - the row of a record is the same row whoever writes it, however often;
+//! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`]);
+//! - it appends first and asks presence after, so that a session that registers in between reads the stream;
+//! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up.
+
+mod previous;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::{AHashMap, AHashSet};
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::{Clock, Lane, MessageId, Phone, Principal, StreamPosition, Timestamp};
+use eshaar_presence::{Presence, Slot, Slots};
+use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
+use eshaar_service::metrics::{EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
+use eshaar_store::{Store, StoreError, StreamRow};
+use eshaar_topics::flow::{self, Envelope, HeaderError};
+use eshaar_topics::{Log, LogError, NewRecord, Outcome, Received, Stage, StageError, Topic};
+use metrics::counter;
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use self::previous::Previous;
+use self::window::{Repeat, Window};
+use crate::{pause, prioritize};
+
+/// Records that are read at once when a window is read back.
+const READ_BACK: usize = 1_000;
+
+/// How long the log may take to give the next records of a window that is read back.
+const READ_BACK_LIMIT: Duration = Duration::from_secs(10);
+
+/// How messages are carried to their recipients.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Of records that wait in all lanes, how many are taken of high, normal, low and bulk in turn. Zero counts as one: no
+    /// lane starves.
+    pub weights: [u32; 4],
+    /// How far back repeats are looked for in memory, in milliseconds of record time; older ones are looked for in the
+    /// stream.
+    pub window_ms: u64,
+    /// Most ids in the window of one lane's partition: about 60 bytes each.
+    pub window_ids: usize,
+    /// Streams of a partition whose last offset is kept at hand: about 60 bytes each.
+    pub previous_streams: usize,
+    /// How long is waited when the store does not answer, in milliseconds.
+    pub pause_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { weights: [8, 4, 2, 1], window_ms: 120_000, window_ids: 250_000, previous_streams: 50_000, pause_ms: 200 }
+    }
+}
+
+/// What the stage reads and writes besides its records.
+#[derive(Clone)]
+pub struct Ports {
+    /// To read windows back.
+    pub log: Arc<dyn Log>,
+    /// The streams.
+    pub store: Store,
+    /// Who is connected where.
+    pub presence: Arc<dyn Presence>,
+}
+
+/// The stage.
+pub struct Route {
+    ports: Ports,
+    codecs: Codecs,
+    clock: Clock,
+    options: Options,
+    /// Slots that presence has named: where hints go while it does not answer.
+    slots_known: Mutex<BTreeSet<Slot>>,
+}
+
+/// What is remembered of a partition number.
+pub struct Partition {
+    number: u32,
+    windows: [Window; 4],
+    previous: Previous,
+}
+
+impl Route {
+    /// The stage.
+    pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
+        Self { ports, codecs, clock, options, slots_known: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Stage for Route {
+    const NAME: &'static str = "route";
+    type Partition = Partition;
+
+    fn inputs(&self) -> Vec<(Topic, u32)> {
+        Lane::ALL.into_iter().map(Topic::of_lane).zip(self.options.weights).collect()
+    }
+
+    async fn open(&self, partition: u32, next: &[(Topic, u64)]) -> Result<Partition, StageError> {
+        let mut windows = Vec::with_capacity(Lane::ALL.len());
+        for lane in Lane::ALL {
+            let topic = Topic::of_lane(lane);
+            let next = next.iter().find(|(of, _)| *of == topic).map_or(0, |(_, offset)| *offset);
+            let read = self.read_back(topic, partition, next).await;
+            windows.push(read.map_err(|error| StageError(format!("{topic}, partition {partition}: {error}")))?);
+        }
+        let windows = windows.try_into().map_err(|_| StageError("a lane is missing".to_owned()))?;
+        Ok(Partition { number: partition, windows, previous: Previous::new(self.options.previous_streams) })
+    }
+
+    async fn handle(&self, partition: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
+        let routed = match batch.first().and_then(|record| record.position.topic.lane()) {
+            Some(lane) => self.route(partition, lane, batch).await,
+            None => Ok(batch.iter().map(|_| Error::NoLane.into()).collect()),
+        };
+        // Whatever of it was written will be written again, the same.
+        routed.unwrap_or_else(|error| vec![pause(&self.clock, self.options.pause_ms, &error)])
+    }
+
+    async fn sync(&self) -> Result<(), StageError> {
+        self.ports.store.engine.sync().await.map_err(|error| StageError(error.to_string()))
+    }
+}
+
+/// A message on its way: its place in the batch, and its row.
+struct Arrival {
+    place: usize,
+    row: StreamRow,
+}
+
+impl Route {
+    async fn route(
+        &self,
+        partition: &mut Partition,
+        lane: Lane,
+        batch: &[Received],
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let now = self.clock.now();
+        let epoch = self.ports.log.epoch();
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
+        let mut arrivals = Vec::with_capacity(batch.len());
+        for (place, record) in batch.iter().enumerate() {
+            let position = StreamPosition { epoch, lane, offset: record.position.offset };
+            match self.decide(record, position, now) {
+                Ok(Decision::Append(row)) => {
+                    outcomes.push(Outcome::Done);
+                    arrivals.push(Arrival { place, row });
+                }
+                Ok(Decision::Expired(status)) => outcomes.push(Outcome::Forward(vec![status])),
+                Err(error) => outcomes.push(error.into()),
+            }
+        }
+        let window = &mut partition.windows[lane.index()];
+        self.drop_repeats(window, &mut arrivals).await?;
+        if arrivals.is_empty() {
+            return Ok(outcomes);
+        }
+        let rows = arrivals.iter().map(|arrival| arrival.row.clone()).collect();
+        self.ports.store.streams.append(partition.number, rows).await?;
+        // Not before: a batch that is taken again must find the window as it was.
+        arrivals.iter().for_each(|Arrival { row, .. }| window.enter(row.id, row.position.offset, row.at, now));
+        let online = self.online(&arrivals).await;
+        for (place, hints) in self.hints(&mut partition.previous, &arrivals, &online, batch, now).await {
+            outcomes[place] = hints;
+        }
+        Ok(outcomes)
+    }
+
+    fn decide(&self, record: &Received, position: StreamPosition, now: Timestamp) -> Result<Decision, Error> {
+        let envelope = Envelope::read(&record.headers)?;
+        let phone = envelope.to.ok_or(HeaderError { name: eshaar_topics::headers::TO })?;
+        match envelope.expires_at {
+            Some(at) if at <= now => {
+                counter!(EXPIRED, "stage" => Self::NAME).increment(1);
+                // The lane's key is the phone; a status has the message's own.
+                let message = self.codecs.decode::<Message>(&record.value);
+                let key =
+                    message.map_or_else(|_| record.key.clone(), |of| Bytes::copy_from_slice(flow::key(&of).as_bytes()));
+                Ok(Decision::Expired(prioritize::expired((record, key), &envelope, at, &self.codecs)?))
+            }
+            expires_at => Ok(Decision::Append(StreamRow {
+                phone,
+                position,
+                id: envelope.id,
+                at: record.timestamp,
+                expires_at,
+                value: record.value.clone(),
+            })),
+        }
+    }
+
+    /// Drops what repeats an earlier record of the lane's partition, in the window or in this batch. Those that are too old
+    /// for the window are looked up in the stream, all at once.
+    async fn drop_repeats(&self, window: &Window, arrivals: &mut Vec<Arrival>) -> Result<(), StoreError> {
+        let before = arrivals.len();
+        let mut in_batch: AHashSet<MessageId> = AHashSet::with_capacity(before);
+        let mut asked: Vec<(Phone, StreamPosition, MessageId)> = Vec::new();
+        arrivals.retain(|Arrival { row, .. }| {
+            let repeat =
+                if in_batch.insert(row.id) { window.repeats(row.id, row.position.offset) } else { Repeat::Yes };
+            if repeat == Repeat::AskStream {
+                asked.push((row.phone, row.position, row.id));
+            }
+            repeat != Repeat::Yes
+        });
+        if !asked.is_empty() {
+            let stands = self.ports.store.streams.stands_before(&asked).await?;
+            let repeats: BTreeSet<u64> =
+                asked.iter().zip(stands).filter(|(_, stands)| *stands).map(|((_, at, _), _)| at.offset).collect();
+            arrivals.retain(|arrival| !repeats.contains(&arrival.row.position.offset));
+        }
+        let dropped = before - arrivals.len();
+        if dropped > 0 {
+            counter!(ROUTE_REPEATS).increment(dropped as u64);
+        }
+        Ok(())
+    }
+
+    /// The slots of each phone of the batch that is online.
+    async fn online(&self, arrivals: &[Arrival]) -> AHashMap<Phone, Slots> {
+        let mut phones: Vec<Phone> = arrivals.iter().map(|arrival| arrival.row.phone).collect();
+        phones.sort_unstable();
+        phones.dedup();
+        let principals: Vec<Principal> = phones.iter().copied().map(Principal::from).collect();
+        match self.ports.presence.slots_of(&principals).await {
+            Ok(slots) => {
+                let online: AHashMap<Phone, Slots> =
+                    phones.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect();
+                if !online.is_empty() {
+                    self.slots_known.lock().extend(online.values().flatten());
+                }
+                online
+            }
+            Err(error) => {
+                tracing::warn!(stage = Self::NAME, %error, "presence does not answer; hints go to every gateway known");
+                let everywhere: Slots = self.slots_known.lock().iter().copied().collect();
+                phones.into_iter().map(|phone| (phone, everywhere.clone())).collect()
+            }
+        }
+    }
+
+    /// The hints that follow from what was appended, by place in the batch.
+    async fn hints(
+        &self,
+        previous: &mut Previous,
+        arrivals: &[Arrival],
+        online: &AHashMap<Phone, Slots>,
+        batch: &[Received],
+        now: Timestamp,
+    ) -> Vec<(usize, Outcome)> {
+        let looked_up = self.look_up(previous, arrivals, online).await;
+        let mut hints = Vec::with_capacity(arrivals.len());
+        let mut count = 0;
+        for Arrival { place, row } in arrivals {
+            let (stream, offset) = ((row.phone, row.position.lane), row.position.offset);
+            let slots = online.get(&row.phone);
+            if let Some(slots) = slots {
+                let known = previous.before(stream, offset).map(|last| last as i64);
+                let prev = known.or_else(|| looked_up.get(&stream).copied());
+                let outcome = match self.records(row, prev, slots, &batch[*place], now) {
+                    Ok(records) => {
+                        count += records.len() as u64;
+                        Outcome::Forward(records)
+                    }
+                    // It is in the stream; the hint alone is lost.
+                    Err(error) => {
+                        tracing::error!(stage = Self::NAME, %error, "hint cannot be written");
+                        Outcome::Done
+                    }
+                };
+                hints.push((*place, outcome));
+            }
+            previous.appended(stream, offset, slots.is_some());
+        }
+        if count > 0 {
+            counter!(ROUTE_HINTS).increment(count);
+        }
+        hints
+    }
+
+    /// What stands before the first arrival of each online stream whose last offset is not at hand: -1 where nothing does.
+    /// A stream that is not there could not be looked up: its hint says that it does not know.
+    async fn look_up(
+        &self,
+        previous: &Previous,
+        arrivals: &[Arrival],
+        online: &AHashMap<Phone, Slots>,
+    ) -> AHashMap<previous::Stream, i64> {
+        let mut wanted: AHashMap<previous::Stream, StreamPosition> = AHashMap::new();
+        for row in arrivals.iter().map(|arrival| &arrival.row).filter(|row| online.contains_key(&row.phone)) {
+            let stream = (row.phone, row.position.lane);
+            if previous.before(stream, row.position.offset).is_none() {
+                wanted.entry(stream).or_insert(row.position);
+            }
+        }
+        if wanted.is_empty() {
+            return AHashMap::new();
+        }
+        let wanted: Vec<(Phone, StreamPosition)> =
+            wanted.into_iter().map(|((phone, _), position)| (phone, position)).collect();
+        match self.ports.store.streams.before(&wanted).await {
+            Ok(found) => {
+                let streams = wanted.into_iter().map(|(phone, position)| (phone, position.lane));
+                streams.zip(found.into_iter().map(|offset| offset.map_or(-1, |offset| offset as i64))).collect()
+            }
+            Err(error) => {
+                tracing::warn!(stage = Self::NAME, %error, "hints go out without what stands before them");
+                AHashMap::new()
+            }
+        }
+    }
+
+    /// The hint of one row, to each gateway.
+    fn records(
+        &self,
+        row: &StreamRow,
+        prev: Option<i64>,
+        slots: &Slots,
+        record: &Received,
+        now: Timestamp,
+    ) -> Result<Vec<NewRecord>, EncodeError> {
+        let principal = Principal::from(row.phone).to_string();
+        let hint = MessageHint {
+            epoch: row.position.epoch.0 as i32,
+            lane: row.position.lane.index() as i32,
+            offset: row.position.offset as i64,
+            prev,
+            message: row.value.clone(),
+        };
+        let value = self.codecs.encode(&Delivery { principal: principal.clone(), hint: Hint::Message(hint) })?;
+        let origin = flow::Origin::of(&record.headers);
+        Ok(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin)).collect())
+    }
+
+    /// The window of a lane's partition as it stood before `next`.
+    async fn read_back(&self, topic: Topic, partition: u32, next: u64) -> Result<Window, ReadBackError> {
+        let (span_ms, most) = (self.options.window_ms as i64, self.options.window_ids.max(1));
+        let (log, now) = (&self.ports.log, self.clock.now());
+        let bounds = log.bounds(topic, partition).await?;
+        if next == 0 {
+            return Ok(Window::new(span_ms, most, Timestamp::from_millis(i64::MIN)));
+        }
+        if next <= bounds.start {
+            return Ok(Window::new(span_ms, most, now));
+        }
+        let mut newest = log.read(topic, partition, next - 1).await?;
+        let last = first_of(&mut *newest).await?.first().map_or(now, |record| record.timestamp.min(now));
+        let from_time = last.plus_millis(-span_ms);
+        let from = log.offset_at(topic, partition, from_time).await?.min(next);
+        let covered_from = if from == 0 { Timestamp::from_millis(i64::MIN) } else { from_time };
+        let mut window = Window::new(span_ms, most, covered_from);
+        let mut reader = log.read(topic, partition, from).await?;
+        while reader.next_offset() < next {
+            for record in first_of(&mut *reader).await?.iter().filter(|record| record.position.offset < next) {
+                if let Ok(envelope) = Envelope::read(&record.headers) {
+                    window.enter(envelope.id, record.position.offset, record.timestamp, now);
+                }
+            }
+        }
+        Ok(window)
+    }
+}
+
+/// The next records of a partition; it is known that there are some.
+async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Received>, ReadBackError> {
+    tokio::time::timeout(READ_BACK_LIMIT, reader.ready()).await.map_err(|_| ReadBackError::Slow)??;
+    Ok(reader.take(READ_BACK))
+}
+
+/// What is to be done with a record of a lane.
+enum Decision {
+    Append(StreamRow),
+    Expired(NewRecord),
+}
+
+/// A record that cannot be carried on.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Headers(#[from] HeaderError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error("it was read from a topic that is no lane")]
+    NoLane,
+}
+
+impl From<Error> for Outcome {
+    fn from(error: Error) -> Self {
+        let code = match error {
+            Error::Headers(_) => "headers",
+            Error::Encode(_) => "unencodable",
+            Error::NoLane => "no_lane",
+        };
+        Self::Dead { code, reason: error.to_string() }
+    }
+}
+
+/// A window could not be read back.
+#[derive(Debug, thiserror::Error)]
+enum ReadBackError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the log gave no record for {} s", READ_BACK_LIMIT.as_secs())]
+    Slow,
+}

@@ -1,0 +1,168 @@
+//! Which records repeat an earlier one: the ids that stand in the newest records of a lane's partition, with the lowest
+//! offset of each. What the window cannot know it says so, and the stream is asked. So every owner decides alike, whatever
+//! it remembers.
+
+use std::collections::VecDeque;
+
+use ahash::AHashMap;
+use eshaar_model::{MessageId, Timestamp};
+
+/// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, in milliseconds.
+const SKEW_MS: i64 = 10_000;
+
+/// Whether a record repeats an earlier one of its lane's partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// The id stands at a lower offset.
+    Yes,
+    /// It does not.
+    No,
+    /// The id is older than what the window covers: the stream knows.
+    AskStream,
+}
+
+/// The window of one lane's partition. Holds at most `most` ids.
+#[derive(Debug)]
+pub(super) struct Window {
+    span_ms: i64,
+    most: usize,
+    lowest: AHashMap<MessageId, u64>,
+    /// In the order they were seen.
+    seen: VecDeque<(Timestamp, MessageId)>,
+    /// The newest time that a record was stamped with.
+    newest: Timestamp,
+    /// The ids of all records stamped from then on are here.
+    covered_from: Timestamp,
+}
+
+impl Window {
+    /// An empty window; records stamped before `covered_from` are not in it.
+    pub(super) fn new(span_ms: i64, most: usize, covered_from: Timestamp) -> Self {
+        let newest = Timestamp::from_millis(i64::MIN);
+        Self { span_ms, most, lowest: AHashMap::new(), seen: VecDeque::new(), newest, covered_from }
+    }
+
+    /// Whether the message at `offset` repeats one at a lower offset.
+    pub(super) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
+        match self.lowest.get(&id) {
+            Some(lowest) if *lowest < offset => Repeat::Yes,
+            // This very record, taken again; one that stands before it would have been entered before it.
+            Some(_) => Repeat::No,
+            None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStream,
+            None => Repeat::No,
+        }
+    }
+
+    /// Remembers the message at `offset`, stamped `at`; `now` bounds how far a stamp from the future moves the window.
+    pub(super) fn enter(&mut self, id: MessageId, offset: u64, at: Timestamp, now: Timestamp) {
+        let mut first = false;
+        self.lowest.entry(id).and_modify(|lowest| *lowest = (*lowest).min(offset)).or_insert_with(|| {
+            first = true;
+            offset
+        });
+        if !first {
+            return;
+        }
+        self.seen.push_back((at, id));
+        self.newest = self.newest.max(at.min(now));
+        self.forget();
+    }
+
+    /// Lets go of the oldest seen while they are older than the span, or too many.
+    fn forget(&mut self) {
+        let horizon = self.newest.plus_millis(-self.span_ms);
+        while let Some((at, id)) = self.seen.front() {
+            if *at >= horizon && self.seen.len() <= self.most {
+                break;
+            }
+            self.covered_from = self.covered_from.max(at.plus_millis(1));
+            self.lowest.remove(id);
+            self.seen.pop_front();
+        }
+    }
+
+    /// Whether anything is not covered: a window that was there from the first record on covers all.
+    fn has_edge(&self) -> bool {
+        self.covered_from.as_millis() > i64::MIN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SPAN_MS: i64 = 120_000;
+    const BEGINNING: Timestamp = Timestamp::from_millis(i64::MIN);
+    const START: Timestamp = Timestamp::from_millis(1_760_000_000_000);
+
+    fn after(millis: i64) -> Timestamp {
+        START.plus_millis(millis)
+    }
+
+    #[test]
+    fn an_id_at_a_lower_offset_makes_a_repeat_and_its_own_offset_does_not() {
+        let mut window = Window::new(SPAN_MS, 10, BEGINNING);
+        let id = MessageId::new(START);
+        assert_eq!(window.repeats(id, 5), Repeat::No);
+        window.enter(id, 5, START, START);
+        assert_eq!((window.repeats(id, 5), window.repeats(id, 6)), (Repeat::No, Repeat::Yes));
+    }
+
+    #[test]
+    fn an_id_older_than_what_is_covered_is_asked_of_the_stream() {
+        let window = Window::new(SPAN_MS, 10, START);
+        assert_eq!(window.repeats(MessageId::new(after(-1)), 5), Repeat::AskStream);
+        assert_eq!(window.repeats(MessageId::new(after(SKEW_MS)), 5), Repeat::No);
+    }
+
+    #[test]
+    fn a_window_that_is_full_covers_less_and_says_so() {
+        let mut window = Window::new(SPAN_MS, 2, BEGINNING);
+        let ids: Vec<MessageId> = (0..3).map(|second| MessageId::new(after(second * 20_000))).collect();
+        for (offset, id) in ids.iter().enumerate() {
+            window.enter(*id, offset as u64, id.made_at(), after(1_000_000));
+        }
+        assert_eq!(window.repeats(ids[0], 9), Repeat::AskStream);
+        assert_eq!((window.repeats(ids[1], 9), window.repeats(ids[2], 9)), (Repeat::Yes, Repeat::Yes));
+    }
+
+    #[test]
+    fn a_stamp_from_the_future_does_not_empty_the_window() {
+        let mut window = Window::new(SPAN_MS, 10, BEGINNING);
+        let id = MessageId::new(START);
+        window.enter(id, 1, START, START);
+        window.enter(MessageId::new(START), 2, after(3_600_000), START);
+        assert_eq!(window.repeats(id, 3), Repeat::Yes);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// R4.3: whatever comes, in whatever order and with whatever stamps, the window never calls a message new that stood
+        /// before, and never calls one a repeat that did not.
+        #[test]
+        fn the_window_is_never_wrong(
+            records in prop::collection::vec((0_usize..40, 0_i64..600_000), 1..200),
+            most in 1_usize..60,
+            covered in prop::option::of(0_i64..300_000),
+        ) {
+            let ids: Vec<MessageId> = (0..40).map(|place| MessageId::new(after(place * 10_000))).collect();
+            let mut window = Window::new(SPAN_MS, most, covered.map_or(BEGINNING, after));
+            let mut stood = std::collections::HashSet::new();
+            for (offset, (place, delay)) in records.into_iter().enumerate() {
+                let (id, offset) = (ids[place], offset as u64);
+                // A record is stamped when its id is minted, or later.
+                let stamped = id.made_at().plus_millis(delay);
+                match window.repeats(id, offset) {
+                    Repeat::Yes => prop_assert!(stood.contains(&id)),
+                    Repeat::No => prop_assert!(!stood.contains(&id)),
+                    Repeat::AskStream => {}
+                }
+                stood.insert(id);
+                window.enter(id, offset, stamped, after(2_000_000));
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Messages and records to test stages with.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use eshaar_model::{Lane, MessageId, MessageType, Priority, Timestamp};
+use eshaar_schemas::{Codecs, Compatibility, Message, Registry, RegistryError, SchemaId};
+use eshaar_service::TraceContext;
+use eshaar_topics::{LogPosition, NewRecord, Received, Topic, flow};
+
+/// The present of the tests.
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_760_000_000_000);
+
+/// Gives the ids of the subjects in the order of the alphabet, and knows nothing else.
+struct Ids;
+
+#[async_trait]
+impl Registry for Ids {
+    async fn register(&self, subject: &str, _: &str) -> Result<SchemaId, RegistryError> {
+        Ok(u32::from(subject.as_bytes()[0]))
+    }
+
+    async fn schema(&self, id: SchemaId) -> Result<String, RegistryError> {
+        Err(RegistryError::Unavailable { reason: format!("schema {id} is not known") })
+    }
+
+    async fn set_compatibility(&self, _: &str, _: Compatibility) -> Result<(), RegistryError> {
+        Ok(())
+    }
+}
+
+/// Codecs of every contract.
+pub(crate) async fn codecs() -> Codecs {
+    let subjects = [("a", "Message"), ("b", "Delivery"), ("c", "StatusChanged"), ("d", "DeadLetter")];
+    let subjects: Vec<_> = subjects.into_iter().map(|(subject, name)| (subject.to_owned(), name)).collect();
+    Codecs::register(Arc::new(Ids), &subjects).await.unwrap()
+}
+
+/// A one-way message to the phone of that number, made at [`START`].
+pub(crate) fn message(phone: u32) -> Message {
+    Message {
+        id: MessageId::new(START),
+        r#type: MessageType::OneWay,
+        conversation_id: None,
+        sender: "acme-bank".to_owned(),
+        recipient: format!("+96650{phone:07}"),
+        content: "hello".to_owned(),
+        content_ciphertext: None,
+        content_key_id: None,
+        media: Vec::new(),
+        priority: Priority::Normal,
+        created_at: START.as_millis(),
+        expires_at: None,
+        reference: None,
+        collapse_key: None,
+        correlation_id: "c-1".to_owned(),
+        broadcast_id: None,
+    }
+}
+
+/// A message as it is read from `messages.accepted` at that partition and offset.
+pub(crate) fn received(message: &Message, lane: Lane, codecs: &Codecs, (partition, offset): (u32, u64)) -> Received {
+    let new = flow::accepted(message, lane, codecs, &TraceContext::new()).unwrap();
+    at(new, Topic::MessagesAccepted, (partition, offset))
+}
+
+/// A record as it is read from that place.
+pub(crate) fn at(new: NewRecord, topic: Topic, (partition, offset): (u32, u64)) -> Received {
+    let position = LogPosition { topic, partition, offset };
+    Received { position, timestamp: new.timestamp, key: new.key, value: new.value, headers: new.headers }
+}
