@@ -1,2 +1,48 @@
-//! placeholder
-fn main() {}
+//! The `eshaar` command: parses the command line and starts what it names, no more.
+
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod first_start;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("eshaar-worker").build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    let done = runtime.block_on(run(cli));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    // Both of rustls's providers may be compiled in by dependencies; it must be told which one to use, once.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli.command {
+        Command::Serve(arguments) => serve::run(&cli.settings, &arguments).await,
+        Command::Send(arguments) => commands::send::run(&cli.settings, arguments).await,
+        Command::Listen(arguments) => commands::listen::run(&cli.settings, &arguments).await,
+        Command::Keys(command) => commands::keys::run(&cli.settings, command).await,
+        Command::Token(arguments) => commands::token::run(&cli.settings, &arguments).await,
+        Command::Topics(command) => commands::topics::run(&cli.settings, command).await,
+        Command::Check(arguments) => commands::check::run(&cli.settings, &arguments),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command's own word to whoever called it")]
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("eshaar: {error:#}");
+    ExitCode::FAILURE
+}

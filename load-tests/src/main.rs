@@ -21,7 +21,6 @@ mod scenario;
 mod sender;
 mod server;
 mod session;
-mod store_bench;
 mod token;
 mod watch;
 

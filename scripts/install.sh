@@ -1,0 +1,43 @@
+# What the project's scripts install, each only when it is missing. To be sourced from the project's root.
+
+# Runs apt-get as root, once per shell with a fresh package list.
+apt_install() {
+    local as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    if [ -z "${apt_updated:-}" ]; then
+        "${as_root[@]}" apt-get update -qq
+        apt_updated=1
+    fi
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Rust's own linker needs a C compiler, and so do SQLite and ring.
+install_build_tools() {
+    command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup (https://rustup.rs)" >&2; return 1; }
+    command -v cc >/dev/null || apt_install build-essential
+}
+
+# Python, Node.js and a browser, with the packages that the tests pin. A stamp holds the checksum of what was installed.
+install_test_clients() {
+    command -v python3 >/dev/null || apt_install python3
+    command -v node >/dev/null || apt_install nodejs
+    command -v npm >/dev/null || apt_install npm
+    command -v chromium >/dev/null || apt_install chromium
+    python3 -m venv --help >/dev/null 2>&1 && python3 -c 'import ensurepip' 2>/dev/null || apt_install python3-venv
+    if stale .venv tests/clients/python/requirements.txt; then
+        rm -rf .venv
+        python3 -m venv .venv
+        .venv/bin/pip install --quiet --disable-pip-version-check -r tests/clients/python/requirements.txt
+        stamp .venv tests/clients/python/requirements.txt
+    fi
+    local folder
+    for folder in tests/clients/node tests/browser; do
+        if stale "$folder/node_modules" "$folder/package-lock.json"; then
+            npm --prefix "$folder" ci --silent --no-audit --no-fund
+            stamp "$folder/node_modules" "$folder/package-lock.json"
+        fi
+    done
+}
+
+stale() { [ "$(cat "$1/.installed" 2>/dev/null)" != "$(sha256sum <"$2")" ]; }
+stamp() { sha256sum <"$2" >"$1/.installed"; }

@@ -1,0 +1,262 @@
+//! The command line, as `eshaar --help` shows it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use eshaar_model::{BusinessId, Cursor, Permission, Phone};
+
+/// Business messages to mobile users, at high volume.
+#[derive(Debug, Parser)]
+#[command(name = "eshaar", version, about, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What every command shares.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the configuration and the data are.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// Configuration file (TOML). `eshaar check --defaults` prints every option with its default.
+    #[arg(long, global = true, env = "ESHAAR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where data and secrets are kept.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Set one option, e.g. `--set gateway.ping_interval_s=20`. May be repeated.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = parse_setting)]
+    pub set: Vec<(String, String)>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything in one process, on embedded engines.
+    Serve(ServeArguments),
+    /// Send a message, or a file of messages.
+    Send(SendArguments),
+    /// Receive messages as a phone, live, and acknowledge them.
+    Listen(ListenArguments),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Make a token for a mobile user.
+    Token(TokenArguments),
+    /// Look at the topics of the log.
+    #[command(subcommand)]
+    Topics(TopicsCommand),
+    /// Check the configuration and say what `serve` would do.
+    Check(CheckArguments),
+}
+
+/// `eshaar serve`
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Address to listen on, e.g. 127.0.0.1:8080. Port 0: any free one.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+}
+
+/// Where the server is and who is calling.
+#[derive(Debug, Args)]
+pub struct ServerArguments {
+    /// The server.
+    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// API key. Default: the demo business's, from the data directory.
+    #[arg(long, env = "ESHAAR_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+}
+
+/// `eshaar send`
+#[derive(Debug, Args)]
+pub struct SendArguments {
+    /// The server and the caller.
+    #[command(flatten)]
+    pub server: ServerArguments,
+    /// The recipient, in E.164.
+    #[arg(long, required_unless_present = "file")]
+    pub to: Option<Phone>,
+    /// The text.
+    #[arg(required_unless_present = "file")]
+    pub content: Option<String>,
+    /// How urgent it is.
+    #[arg(long, default_value = "normal")]
+    pub priority: PriorityArgument,
+    /// Do not deliver it after this many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub ttl: Option<u64>,
+    /// Your own reference.
+    #[arg(long)]
+    pub reference: Option<String>,
+    /// Sending again with the same key is the same message.
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Send the messages of this file instead: NDJSON, one `{"to": …, "content": …}` a line, plain, .gz or .zst; `-` for
+    /// standard input.
+    #[arg(long, conflicts_with_all = ["to", "content", "ttl", "reference"], value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// With --file: print the result of every line, not only of those refused.
+    #[arg(long, requires = "file")]
+    pub verbose: bool,
+}
+
+/// A priority on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum PriorityArgument {
+    High,
+    Normal,
+    Low,
+}
+
+impl PriorityArgument {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// `eshaar listen`
+#[derive(Debug, Args)]
+pub struct ListenArguments {
+    /// The server.
+    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// The phone to be, with a token made from the data directory's secret.
+    #[arg(long, required_unless_present = "token")]
+    pub phone: Option<Phone>,
+    /// A token to use instead.
+    #[arg(long, env = "ESHAAR_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Begin behind this cursor.
+    #[arg(long, conflicts_with = "from")]
+    pub after: Option<Cursor>,
+    /// Begin at the start of what is kept, or at its head. Default: behind what was last acknowledged.
+    #[arg(long)]
+    pub from: Option<FromArgument>,
+    /// Print each frame as it comes, as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Do not acknowledge.
+    #[arg(long)]
+    pub no_ack: bool,
+    /// End after this many messages.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum FromArgument {
+    Start,
+    Head,
+}
+
+/// `eshaar keys …`
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key; it is shown once.
+    Create {
+        /// Whose it is.
+        #[arg(long)]
+        business: BusinessId,
+        /// What it allows; may be repeated.
+        #[arg(long = "permission", required = true)]
+        permissions: Vec<Permission>,
+        /// What to call it.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Refused after this many days.
+        #[arg(long, value_name = "DAYS")]
+        expires_in_days: Option<u32>,
+    },
+    /// List keys, without their secrets.
+    List {
+        /// Of this business only.
+        #[arg(long)]
+        business: Option<BusinessId>,
+    },
+    /// Revoke a key.
+    Revoke {
+        /// Its public id, as `list` shows it.
+        id: String,
+    },
+}
+
+/// `eshaar token`
+#[derive(Debug, Args)]
+pub struct TokenArguments {
+    /// The mobile user.
+    #[arg(long)]
+    pub phone: Phone,
+    /// How long the token is valid, in seconds.
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    pub ttl: u64,
+}
+
+/// `eshaar topics …`
+#[derive(Debug, Subcommand)]
+pub enum TopicsCommand {
+    /// List the topics: partitions, retention, and what is in them.
+    List,
+    /// Print the records of a topic, decoded, and go on as they come.
+    Tail(TailArguments),
+}
+
+/// `eshaar topics tail`
+#[derive(Debug, Args)]
+pub struct TailArguments {
+    /// The topic, e.g. messages.accepted.
+    pub topic: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// With --json: the value's bytes too, in base64.
+    #[arg(long, requires = "json")]
+    pub raw: bool,
+    /// Begin at the oldest record kept instead of the end.
+    #[arg(long)]
+    pub from_start: bool,
+    /// End at what is there now instead of waiting for more.
+    #[arg(long)]
+    pub no_follow: bool,
+    /// End after this many records.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// `eshaar check`
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Print the commented default configuration and end.
+    #[arg(long)]
+    pub defaults: bool,
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

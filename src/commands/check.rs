@@ -1,0 +1,107 @@
+//! `eshaar check`: reads the configuration as `serve` would, and says what it would do and what would be in the way.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use eshaar_topics::Topic;
+
+use crate::cli::{CheckArguments, Settings};
+use crate::config::{self, Config};
+use crate::first_start;
+
+/// Open files that a server of many connections needs.
+const OPEN_FILES: u64 = 16_384;
+
+pub fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<()> {
+    if arguments.defaults {
+        print!("{}", config::DEFAULTS);
+        return Ok(());
+    }
+    let config = config::load(settings)?;
+    println!("configuration  well formed");
+    let findings = [
+        ("listen", address(&config)),
+        ("data", data_dir(&config)),
+        ("secrets", secrets(&config)),
+        ("tokens", tokens(&config)),
+        ("topics", Ok(topics(&config))),
+        ("files", open_files()),
+    ];
+    let mut wrong = 0;
+    for (what, finding) in findings {
+        match finding {
+            Ok(fine) => println!("{what:<14} {fine}"),
+            Err(problem) => {
+                wrong += 1;
+                println!("{what:<14} WRONG: {problem}");
+            }
+        }
+    }
+    anyhow::ensure!(wrong == 0, "{wrong} of these would be in the way");
+    Ok(())
+}
+
+type Finding = Result<String, String>;
+
+fn address(config: &Config) -> Finding {
+    match TcpListener::bind(&config.listen) {
+        Ok(_) => Ok(format!("would listen on {}", config.listen)),
+        Err(error) => Err(format!(
+            "cannot listen on {}: {error}. Choose another with --listen, or stop what has it",
+            config.listen
+        )),
+    }
+}
+
+fn data_dir(config: &Config) -> Finding {
+    let dir = &config.data_dir;
+    match std::fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(format!("{} is not a directory", dir.display())),
+        Ok(found) if found.permissions().readonly() => Err(format!("{} cannot be written to", dir.display())),
+        Ok(_) if dir.join("log.db").exists() => Ok(format!("would go on with what is in {}", dir.display())),
+        _ => Ok(format!("would make {} with new secrets and a demo business", dir.display())),
+    }
+}
+
+fn secrets(config: &Config) -> Finding {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    for file in [first_start::JWT_SECRET_FILE, first_start::CONSOLE_SECRET_FILE, first_start::DEMO_KEY_FILE] {
+        let path = config.data_dir.join(file);
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        if found.permissions().mode() & 0o077 != 0 {
+            return Err(format!("{0} can be read by others: chmod 600 {0}", path.display()));
+        }
+    }
+    Ok("readable by their owner alone".to_owned())
+}
+
+fn tokens(config: &Config) -> Finding {
+    let (secret, jwks) = (&config.auth.jwt_secret_file, &config.auth.jwks);
+    let is_remote = jwks.starts_with("http://") || jwks.starts_with("https://");
+    if secret.is_empty() && jwks.is_empty() {
+        return Err("auth.jwt_secret_file and auth.jwks are both empty: no phone could connect".to_owned());
+    }
+    if !jwks.is_empty() && !is_remote && !Path::new(jwks).is_file() {
+        return Err(format!("auth.jwks: no file at {jwks}"));
+    }
+    let by = [(!secret.is_empty()).then_some("HS256"), (!jwks.is_empty()).then_some("the keys of auth.jwks")];
+    Ok(format!("of phones are checked by {}", by.into_iter().flatten().collect::<Vec<_>>().join(" and ")))
+}
+
+fn topics(config: &Config) -> String {
+    let partitions: u32 = Topic::ALL.into_iter().map(|topic| topic.spec().partitions).sum();
+    format!("{} with prefix `{}`, {partitions} partitions in all", Topic::ALL.len(), config.topic_prefix)
+}
+
+fn open_files() -> Finding {
+    let limits = std::fs::read_to_string("/proc/self/limits").map_err(|error| error.to_string())?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let limit = line.and_then(|line| line.split_whitespace().nth(3)).unwrap_or("0");
+    match limit.parse::<u64>() {
+        Ok(files) if files < OPEN_FILES => {
+            Ok(format!("{files} may be open: enough for about {} connections", files / 2))
+        }
+        _ => Ok(format!("{limit} may be open")),
+    }
+}

@@ -1,0 +1,9 @@
+//! One file a command. They print to people; nothing else in eshaar does.
+#![allow(clippy::print_stdout, reason = "printing is what these commands are for")]
+
+pub mod check;
+pub mod keys;
+pub mod listen;
+pub mod send;
+pub mod token;
+pub mod topics;

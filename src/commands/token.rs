@@ -1,0 +1,19 @@
+//! `eshaar token`: a token for a mobile user, signed with the data directory's secret.
+
+use std::time::Duration;
+
+use eshaar_auth::jwt::Issuer;
+use eshaar_model::{Clock, Phone};
+
+use crate::cli::{Settings, TokenArguments};
+use crate::config::{self, Config};
+
+pub async fn run(settings: &Settings, arguments: &TokenArguments) -> anyhow::Result<()> {
+    println!("{}", issue(&config::load(settings)?, arguments.phone, Duration::from_secs(arguments.ttl)).await?);
+    Ok(())
+}
+
+/// A token of `phone`, valid for so long.
+pub async fn issue(config: &Config, phone: Phone, valid_for: Duration) -> anyhow::Result<String> {
+    Ok(Issuer::new(&config.auth).await?.issue(phone, valid_for, Clock::system().now())?)
+}

@@ -1,0 +1,114 @@
+//! The configuration of every role: `eshaar.default.toml`, the file, the environment and the flags, in that order.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+use crate::cli::Settings;
+
+/// The defaults, commented: the documentation of every option.
+pub const DEFAULTS: &str = include_str!("../eshaar.default.toml");
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address of the HTTP listener.
+    pub listen: String,
+    /// Where data and secrets are kept.
+    pub data_dir: PathBuf,
+    /// Prefix of topics and registry subjects.
+    pub topic_prefix: String,
+    /// Logs.
+    pub logging: eshaar_service::telemetry::Options,
+    /// The HTTP listener.
+    pub http: eshaar_service::listener::Options,
+    /// Tokens of mobile users.
+    pub auth: eshaar_auth::Options,
+    /// The embedded log.
+    pub log: eshaar_topics::embedded::Options,
+    /// The embedded history store.
+    pub store: eshaar_store::sqlite::Options,
+    /// The HTTP API.
+    pub ingest: eshaar_ingest::Options,
+    /// The stages.
+    pub stages: eshaar_processors::Options,
+    /// The WebSocket gateway.
+    pub gateway: eshaar_gateway::Options,
+}
+
+/// Reads the configuration that `settings` name.
+pub fn load(settings: &Settings) -> anyhow::Result<Config> {
+    load_with(settings, None)
+}
+
+/// Like [`load`], with the address of `serve --listen`.
+pub fn load_with(settings: &Settings, listen: Option<&str>) -> anyhow::Result<Config> {
+    let mut flags: Vec<(String, toml::Value)> =
+        settings.set.iter().map(|(key, value)| (key.clone(), toml_value(value))).collect();
+    if let Some(dir) = &settings.data_dir {
+        let dir = dir.to_str().context("--data-dir is not UTF-8")?;
+        flags.push(("data_dir".to_owned(), dir.into()));
+    }
+    if let Some(listen) = listen {
+        flags.push(("listen".to_owned(), listen.into()));
+    }
+    let mut config: Config = eshaar_service::config::load(DEFAULTS, settings.config.as_deref(), &flags)?;
+    config.log.dir = config.data_dir.join(&config.log.dir);
+    config.store.path = config.data_dir.join(&config.store.path);
+    if !config.auth.jwt_secret_file.is_empty() {
+        let file = config.data_dir.join(&config.auth.jwt_secret_file);
+        config.auth.jwt_secret_file = file.to_str().context("data_dir is not UTF-8")?.to_owned();
+    }
+    Ok(config)
+}
+
+/// The data directory alone, for commands that need nothing else.
+pub fn data_dir(settings: &Settings) -> anyhow::Result<PathBuf> {
+    match &settings.data_dir {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(load(settings)?.data_dir),
+    }
+}
+
+/// Where the embedded registry is.
+pub fn registry_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("registry.db")
+}
+
+/// A value on the command line: TOML where it is TOML (`5`, `true`, `"text"`, `[1, 2]`), otherwise text.
+fn toml_value(text: &str) -> toml::Value {
+    let document = format!("value = {text}");
+    let parsed = document.parse::<toml::Table>().ok().filter(|table| table.len() == 1);
+    parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(set: &[(&str, &str)]) -> Settings {
+        let set = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Settings { config: None, data_dir: None, set }
+    }
+
+    #[test]
+    fn the_defaults_are_complete_and_hold_no_key_that_nothing_reads() {
+        let config = load(&settings(&[])).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:8080");
+    }
+
+    #[test]
+    fn an_unknown_option_on_the_command_line_is_named() {
+        let error = format!("{:#}", load(&settings(&[("gateway.pnig", "5")])).unwrap_err());
+        assert!(error.contains("pnig"), "{error}");
+    }
+
+    #[test]
+    fn values_are_read_as_what_they_look_like() {
+        assert_eq!(toml_value("5"), toml::Value::Integer(5));
+        assert_eq!(toml_value("127.0.0.1:80"), toml::Value::String("127.0.0.1:80".into()));
+        assert_eq!(toml_value("1\nother = 2"), toml::Value::String("1\nother = 2".into()));
+    }
+}
