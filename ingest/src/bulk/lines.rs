@@ -52,8 +52,10 @@ impl Lines {
         }
     }
 
-    /// The next line, as far as the upload is at hand.
+    /// The next line, as far as the upload is at hand. It takes in at most one chunk, so that blank or endless lines
+    /// cannot keep the thread.
     pub(super) fn next(&mut self) -> Result<Next, Problem> {
+        let mut may_take = true;
         loop {
             if let Some(line) = self.cut() {
                 self.number += 1;
@@ -67,6 +69,8 @@ impl Lines {
                 }
             } else if self.ended {
                 return Ok(Next::End);
+            } else if !std::mem::take(&mut may_take) {
+                return Ok(Next::NotYet);
             } else {
                 match self.source.next_now() {
                     None => return Ok(Next::NotYet),
@@ -78,6 +82,8 @@ impl Lines {
 
     /// Waits until there is more to look at. Cancel-safe.
     pub(super) async fn wait(&mut self) -> Result<(), Problem> {
+        // An upload whose chunks are always at hand must let others run, too.
+        tokio::task::consume_budget().await;
         let chunk = self.source.next().await?;
         self.take(chunk);
         Ok(())

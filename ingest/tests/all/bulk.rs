@@ -1,0 +1,288 @@
+use std::time::Duration;
+
+use async_compression::tokio::bufread::{GzipEncoder, ZstdEncoder};
+use axum::body::Body;
+use bytes::Bytes;
+use eshaar_topics::headers;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tower::ServiceExt as _;
+
+use crate::fixture::{Fault, Fixture, OTHER_PHONE, PHONE, options, upload};
+
+fn line(content: &str) -> String {
+    json!({ "to": PHONE, "content": content }).to_string()
+}
+
+fn lines(count: usize) -> String {
+    (0..count).fold(String::new(), |text, number| text + &line(&number.to_string()) + "\n")
+}
+
+async fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut compressed = Vec::new();
+    GzipEncoder::new(text).read_to_end(&mut compressed).await.unwrap();
+    compressed
+}
+
+async fn zstd(text: &[u8]) -> Vec<u8> {
+    let mut compressed = Vec::new();
+    ZstdEncoder::new(text).read_to_end(&mut compressed).await.unwrap();
+    compressed
+}
+
+/// An upload that the test goes on sending while it reads the answer.
+fn open_upload() -> (mpsc::Sender<Result<Bytes, std::io::Error>>, Body) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, Body::from_stream(ReceiverStream::new(receiver)))
+}
+
+fn contents(fixture: &Fixture, records: &[eshaar_topics::Record]) -> Vec<String> {
+    records.iter().map(|record| fixture.message(record).content).collect()
+}
+
+#[tokio::test]
+async fn every_line_has_its_result_in_order_and_a_bad_one_fails_alone() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let upload_text = [
+        line("first"),
+        "not json".to_owned(),
+        String::new(),
+        json!({ "to": "nobody", "content": "a" }).to_string(),
+        json!({ "to": PHONE, "content": "a", "type": "chat" }).to_string(),
+        line(&"x".repeat(70_000)),
+        line("last"),
+    ]
+    .join("\n");
+    let answer = fixture.call(upload(&key, &[], upload_text)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), Some("application/x-ndjson"));
+    let lines = answer.lines();
+    let summary: Vec<_> = lines
+        .iter()
+        .map(|line| (line["line"].as_u64(), line["status"].as_str(), line["error"]["code"].as_str()))
+        .collect();
+    assert_eq!(
+        summary,
+        [
+            (Some(1), Some("sent"), None),
+            (Some(2), None, Some("json_invalid")),
+            (Some(4), None, Some("invalid_phone")),
+            (Some(5), None, Some("chat_unavailable")),
+            (Some(6), None, Some("line_too_long")),
+            (Some(7), Some("sent"), None),
+            (None, None, None),
+        ]
+    );
+    assert_eq!(lines[2]["error"]["field"], "to");
+    assert_eq!(lines[6], json!({ "accepted": 2, "rejected": 4 }));
+    let records = fixture.accepted().await;
+    assert_eq!(contents(&fixture, &records), ["first", "last"]);
+    assert!(records.iter().all(|record| record.headers.text(headers::LANE) == Some("bulk")));
+}
+
+#[tokio::test]
+async fn a_recipient_s_lines_keep_their_order_over_many_batches_and_lost_acknowledgements() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    fixture.log.faults.lock().extend([Fault::Lost]);
+    let answer = fixture.call(upload(&key, &[], lines(5_000))).await.lines();
+    assert_eq!(answer.len(), 5_001);
+    assert_eq!(answer[5_000], json!({ "accepted": 5_000, "rejected": 0 }));
+    let mut seen = std::collections::HashSet::new();
+    let records = fixture.accepted().await;
+    let firsts: Vec<_> =
+        records.iter().map(|record| fixture.message(record)).filter(|message| seen.insert(message.id)).collect();
+    let expected: Vec<_> = (0..5_000).map(|number| number.to_string()).collect();
+    assert_eq!(firsts.iter().map(|message| message.content.clone()).collect::<Vec<_>>(), expected);
+    for (line, message) in answer.iter().zip(&firsts) {
+        assert_eq!(line["id"], message.id.to_string());
+    }
+}
+
+#[tokio::test]
+async fn compressed_uploads_are_read_whether_in_one_part_or_several() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let (first, second) = (lines(700), lines(300));
+    let gzipped = [gzip(first.as_bytes()).await, gzip(second.as_bytes()).await].concat();
+    let zstd = [zstd(first.as_bytes()).await, zstd(second.as_bytes()).await].concat();
+    for (encoding, body) in [("gzip", gzipped), ("zstd", zstd)] {
+        let answer = fixture.call(upload(&key, &[("content-encoding", encoding)], body)).await.lines();
+        assert_eq!(answer[1_000], json!({ "accepted": 1_000, "rejected": 0 }), "{encoding}");
+    }
+}
+
+#[tokio::test]
+async fn a_bomb_is_stopped_by_its_ratio_and_a_large_upload_by_its_size() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let bomb = vec![b' '; 32 << 20];
+    for (encoding, body) in [("gzip", gzip(&bomb).await), ("zstd", zstd(&bomb).await)] {
+        assert!(body.len() < 100_000);
+        let answer = fixture.call(upload(&key, &[("content-encoding", encoding)], body)).await.lines();
+        assert_eq!(answer[0]["error"]["code"], "upload_too_large", "{encoding}");
+    }
+    let mut small = options();
+    small.bulk.max_bytes = 1_000;
+    let fixture = Fixture::with(small).await;
+    let key = fixture.sender().await;
+    let answer = fixture.call(upload(&key, &[], lines(100))).await.lines();
+    assert_eq!(answer.last().unwrap()["error"]["code"], "upload_too_large");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_not_what_it_says_is_told_so() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let whole = gzip(lines(10).as_bytes()).await;
+    for (encoding, body) in
+        [("gzip", &whole[..whole.len() - 10]), ("zstd", &whole[..]), ("gzip", b"{\"to\": \"+966501234567\"}")]
+    {
+        let answer = fixture.call(upload(&key, &[("content-encoding", encoding)], body.to_vec())).await.lines();
+        assert_eq!(answer.last().unwrap()["error"]["code"], "upload_broken", "{encoding}");
+    }
+    for encoding in ["br", "gzip, gzip", "deflate"] {
+        let answer = fixture.call(upload(&key, &[("content-encoding", encoding)], "")).await;
+        assert_eq!(answer.problem(415), "content_encoding_unsupported");
+    }
+}
+
+#[tokio::test]
+async fn more_lines_than_allowed_are_not_read() {
+    let mut few = options();
+    few.bulk.max_lines = 1_200;
+    let fixture = Fixture::with(few).await;
+    let key = fixture.sender().await;
+    let answer = fixture.call(upload(&key, &[], lines(1_201))).await.lines();
+    assert_eq!(answer.len(), 1_201);
+    assert_eq!(answer[1_200]["accepted"], 1_200);
+    assert_eq!(answer[1_200]["error"]["code"], "too_many_lines");
+}
+
+#[tokio::test]
+async fn a_line_is_answered_while_the_upload_goes_on() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let (sender, body) = open_upload();
+    let response = fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap();
+    let mut answers = response.into_body().into_data_stream();
+    for number in 1..=3 {
+        sender.send(Ok(Bytes::from(line("a") + "\n"))).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answers.next().await.unwrap().unwrap()).unwrap();
+        assert_eq!(answer["line"], number);
+    }
+    drop(sender);
+    let total: Value = serde_json::from_slice(&answers.next().await.unwrap().unwrap()).unwrap();
+    assert_eq!(total, json!({ "accepted": 3, "rejected": 0 }));
+}
+
+#[tokio::test]
+async fn a_sender_that_stalls_is_let_go_with_the_totals_so_far() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let (sender, body) = open_upload();
+    sender.send(Ok(Bytes::from(line("a") + "\n" + &line("b")))).await.unwrap();
+    let answer = fixture.call(upload(&key, &[], body)).await.lines();
+    assert_eq!(answer[1]["accepted"], 1);
+    assert_eq!(answer[1]["error"]["code"], "upload_stalled");
+    drop(sender);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answers_is_read_no_further() {
+    let mut narrow = options();
+    (narrow.bulk.answer_batches, narrow.bulk.batch_lines) = (2, 10);
+    let fixture = Fixture::with(narrow).await;
+    let key = fixture.sender().await;
+    let (sender, body) = open_upload();
+    let response = fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap();
+    let mut taken = 0;
+    while let Ok(sent) = tokio::time::timeout(Duration::from_millis(500), sender.send(Ok(Bytes::from(lines(10))))).await
+    {
+        sent.unwrap();
+        taken += 10;
+        assert!(taken < 1_000, "the upload is read without end");
+    }
+    let accepted = fixture.accepted().await.len();
+    assert!(accepted <= 50, "{accepted} lines were taken with nobody reading");
+    drop(response);
+}
+
+#[tokio::test]
+async fn when_the_log_refuses_the_lines_say_so_and_what_follows_is_not_sent() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    fixture.log.faults.lock().push_back(Fault::Refused);
+    let answer = fixture.call(upload(&key, &[], lines(1_200))).await.lines();
+    assert_eq!(answer.len(), 501);
+    assert!(answer[..500].iter().all(|line| line["error"]["code"] == "log_unavailable"));
+    assert_eq!((&answer[500]["accepted"], &answer[500]["error"]["code"]), (&json!(0), &json!("log_unavailable")));
+    assert!(fixture.accepted().await.is_empty());
+}
+
+#[tokio::test]
+async fn more_requests_at_a_time_than_allowed_are_503_until_one_has_ended() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let open: Vec<_> = (0..2).map(|_| open_upload()).collect();
+    let mut senders = Vec::new();
+    let mut responses = Vec::new();
+    for (sender, body) in open {
+        senders.push(sender);
+        responses.push(fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap());
+    }
+    let refused = fixture.call(upload(&key, &[], lines(1))).await;
+    assert_eq!(refused.problem(503), "bulk_busy");
+    assert!(refused.header("retry-after").is_some());
+    drop(senders);
+    for response in responses {
+        axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
+    }
+    while fixture.call(upload(&key, &[], lines(1))).await.status != 200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_empty_upload_is_all_of_nothing() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    for body in ["", "\n\n"] {
+        let answer = fixture.call(upload(&key, &[], body)).await.lines();
+        assert_eq!(answer, [json!({ "accepted": 0, "rejected": 0 })]);
+    }
+}
+
+/// Many recipients and a hundred thousand lines; how fast is printed with `--nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_lines_are_accepted_in_flat_memory() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let block: String = (0..1_000)
+        .map(|number| {
+            let to = if number % 2 == 0 { PHONE } else { OTHER_PHONE };
+            json!({ "to": to, "type": "one_way", "content": "x".repeat(160), "reference": number.to_string() })
+                .to_string()
+                + "\n"
+        })
+        .collect();
+    let block = Bytes::from(block);
+    let body =
+        Body::from_stream(futures_util::stream::iter((0..100).map(move |_| Ok::<_, std::io::Error>(block.clone()))));
+    let begun = std::time::Instant::now();
+    let response = fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap();
+    let mut answers = response.into_body().into_data_stream();
+    let mut last = Bytes::new();
+    while let Some(part) = answers.next().await {
+        last = part.unwrap();
+    }
+    let rate = 100_000.0 / begun.elapsed().as_secs_f64();
+    assert!(last.ends_with(b"{\"accepted\":100000,\"rejected\":0}\n"));
+    // The budget is 50,000/s; a busy machine is given room.
+    assert!(rate > 5_000.0, "{rate:.0} lines a second");
+    tracing::info!(rate, "lines a second");
+}

@@ -1,0 +1,10 @@
+//! The HTTP API over its real router, on the embedded log and store, called in memory.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod access;
+mod bulk;
+mod fixture;
+mod idempotency;
+mod limits;
+mod reading;
+mod single;
