@@ -5,10 +5,12 @@
 //! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` moves a status on.
 //!
 //! Ingest accepts; it delivers nothing, and writes no history: that follows from the log.
+//! `console` is a page that calls all of this as any client does.
 
 mod body;
 mod bulk;
 mod caller;
+pub mod console;
 mod context;
 mod idempotency;
 mod json;
