@@ -13,7 +13,7 @@ use crate::run::Access;
 use crate::scenario::Scenario;
 use crate::server::{self, Server};
 use crate::token::Minter;
-use crate::{idle, ingest, log_bench};
+use crate::{idle, ingest, log_bench, store_bench};
 
 /// Load tests for eshaar: sends, receives as mobile apps do, and accounts for every message.
 ///
@@ -59,6 +59,8 @@ enum Command {
     },
     /// Measure the embedded log by itself: appends, reads, acknowledgements. Wants --threads 2.
     Log(log_bench::Options),
+    /// Measure the embedded history store by itself.
+    Store(store_bench::Options),
 }
 
 #[derive(Args)]
@@ -152,6 +154,10 @@ impl Cli {
             }
             Command::Log(options) => {
                 std::io::stdout().write_all(log_bench::run(options).await?.as_bytes())?;
+                Ok(true)
+            }
+            Command::Store(options) => {
+                std::io::stdout().write_all(store_bench::run(options).await?.as_bytes())?;
                 Ok(true)
             }
         }

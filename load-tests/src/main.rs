@@ -21,6 +21,7 @@ mod scenario;
 mod sender;
 mod server;
 mod session;
+mod store_bench;
 mod token;
 mod watch;
 

@@ -66,6 +66,21 @@ impl MessageKind {
     }
 }
 
+/// A one-way message cannot be replied to (R1.5).
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a one_way message cannot be replied to: it is read-only for its recipient")]
+pub struct ReplyRefused;
+
+impl MessageKind {
+    /// What a reply to this message is: a chat message of the same conversation. A one-way message takes none (R1.5).
+    pub const fn reply(self) -> Result<Self, ReplyRefused> {
+        match self {
+            Self::OneWay => Err(ReplyRefused),
+            Self::Chat(conversation) => Ok(Self::Chat(conversation)),
+        }
+    }
+}
+
 /// How urgent a message is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -115,10 +115,7 @@ impl FromStr for Cursor {
             return Err(refused());
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| refused())?;
-        let mut rest = match bytes.split_first() {
-            Some((&VERSION, rest)) => rest,
-            _ => return Err(refused()),
-        };
+        let Some((&VERSION, mut rest)) = bytes.split_first() else { return Err(refused()) };
         let epoch = read_varint(&mut rest).and_then(|epoch| u32::try_from(epoch).ok()).ok_or_else(refused)?;
         let mut cursor = Self::start(Epoch(epoch));
         for offset in &mut cursor.offsets {

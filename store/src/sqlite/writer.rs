@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use rusqlite::Connection;
+use tracing::warn;
 
 use super::queue::{AbandonOnDrop, Queue, Queued};
 
@@ -55,7 +56,8 @@ impl Writer {
     /// Writes a group; where it fails, each of its jobs alone, so that one of them does not fail the others.
     fn write(&mut self, mut group: Vec<Queued<Box<dyn Job>>>) {
         match self.transact(&mut group) {
-            Err(_) if group.len() > 1 => {
+            Err(error) if group.len() > 1 => {
+                warn!(%error, calls = group.len(), "a group of writes failed: each call is tried alone");
                 for mut queued in group {
                     let outcome = self.transact(std::slice::from_mut(&mut queued));
                     queued.job.settle(outcome.as_ref().err());
