@@ -35,12 +35,11 @@ async fn upgrade(State(shared): State<Arc<Shared>>, mut request: Request) -> Res
         Ok((identity, accept)) => {
             let upgraded = hyper::upgrade::on(&mut request);
             // The task holds nothing of the request: its headers alone would cost more than the session.
-            tokio::spawn(async move {
-                match upgraded.await {
-                    Ok(stream) => session::run(shared, TokioIo::new(stream), identity).await,
-                    Err(error) => tracing::debug!(%error, "a client was gone before its upgrade"),
-                }
-            });
+            tokio::spawn(session::run(Box::pin(async move {
+                let gone = |error: &hyper::Error| tracing::debug!(%error, "a client was gone before its upgrade");
+                let stream = upgraded.await.inspect_err(gone).ok()?;
+                session::open(shared, TokioIo::new(stream), identity).await
+            })));
             switching(accept)
         }
         Err(problem) => problem.into_response(),

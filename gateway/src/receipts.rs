@@ -95,15 +95,18 @@ impl Receipts {
         self.more.notify_one();
     }
 
+    /// Whether as many receipts wait as may.
+    pub(crate) fn is_full(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.statuses.len() + waiting.reads.len() >= self.limit
+    }
+
     /// Waits until fewer receipts wait than the limit.
     pub(crate) async fn room(&self) {
         loop {
             let room = self.room.notified();
-            {
-                let waiting = self.waiting.lock();
-                if waiting.statuses.len() + waiting.reads.len() < self.limit {
-                    return;
-                }
+            if !self.is_full() {
+                return;
             }
             room.await;
         }

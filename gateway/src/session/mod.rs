@@ -68,6 +68,7 @@ pub(crate) struct Session<S> {
     allowance: Allowance,
     /// What a phone's session knows of its stream, once it has said hello.
     recipient: Option<Recipient>,
+    guard: Guard,
 }
 
 /// Takes the session out of the hub even where its task panics or is dropped.
@@ -79,21 +80,31 @@ impl Drop for Guard {
     }
 }
 
-/// Serves a client over an upgraded connection until it ends.
-pub(crate) async fn run<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) {
+/// Begins the session of a client over an upgraded connection; `None` where it may not have one.
+pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) -> Option<Box<Session<S>>> {
     let (options, now) = (&shared.options, shared.ticks());
     let socket = Socket::new(stream, options.frame_bytes).await;
     let entered = shared.hub.enter(identity.principal, identity.expires_at, now, options.sessions_per_principal);
     let Ok(handle) = entered else {
-        return farewell(&shared, socket, Close::TooManySessions, None).await;
+        farewell(&shared, socket, Close::TooManySessions, None).await;
+        return None;
     };
     shared.meters.opened.increment(1);
     let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
-    let _guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
-    let mut session = Session { shared, handle, socket, allowance, recipient: None };
+    let guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
+    Some(Box::new(Session { shared, handle, socket, allowance, recipient: None, guard }))
+}
+
+/// Serves the client whose session `opening` begins, until it ends. What is needed only to begin or to end is on the heap
+/// for that time alone: this is the memory of an idle session.
+pub(crate) async fn run<S: Io>(opening: impl Future<Output = Option<Box<Session<S>>>> + Send + Unpin) {
+    let opened = {
+        let opening = opening;
+        opening.await
+    };
+    let Some(mut session) = opened else { return };
     // A drain that began while this connection was being upgraded has not seen the session.
     let end = if session.shared.ready() { session.serve().await } else { End::Close(Close::ShuttingDown, None) };
-    // The rest needs more room than an idle session should hold.
     Box::pin(session.leave(end)).await;
 }
 
@@ -216,30 +227,36 @@ impl<S: Io> Session<S> {
         End::Close(Close::InternalError, None)
     }
 
+    /// Takes a frame. Acknowledgements, which are most of what clients send, are done here; what has to wait for
+    /// somebody, or to be answered, needs more room than an idle session should hold.
     async fn take(&mut self, received: Result<Received, Ended>) -> Result<(), End> {
-        let received = received?;
         self.handle.times.heard.store(self.shared.ticks(), Relaxed);
+        let received = received?;
         self.spend_frame()?;
-        match received {
-            Received::Text(text) => self.handle_request(Request::parse(&text)?).await,
-            Received::Sign => Ok(()),
+        let Received::Text(text) = received else { return Ok(()) };
+        let acked = match Request::parse(&text)? {
+            Request::Ack { cursor, ids } if self.recipient.is_some() => match cursor {
+                Some(cursor) => self.acknowledge(|window| window.ack_to(cursor)),
+                None => self.acknowledge(|window| window.ack_ids(&ids.unwrap_or_default())),
+            },
+            request => return Box::pin(self.handle_request(request)).await,
+        };
+        if acked && self.shared.receipts.is_full() {
+            Box::pin(self.shared.receipts.room()).await;
         }
+        Ok(())
     }
 
     async fn handle_request(&mut self, request: Request) -> Result<(), End> {
         let greeted = self.handle.is_live();
         match request {
             Request::Hello(_) if greeted => Err(End::Close(Close::AlreadyGreeted, None)),
-            Request::Hello(hello) => Box::pin(self.greet(hello)).await,
+            Request::Hello(hello) => self.greet(hello).await,
             Request::Ping {} => self.reply(&Reply::Pong).await,
-            Request::Renew { access_token } => Box::pin(self.renew(&access_token)).await,
+            Request::Renew { access_token } => self.renew(&access_token).await,
             _ if !greeted => Err(BadFrame("say hello first".into()).into()),
-            Request::Ack { cursor: Some(cursor), .. } => self.acknowledge(|window| window.ack_to(cursor)).await,
-            Request::Ack { ids, .. } => {
-                let ids = ids.unwrap_or_default();
-                self.acknowledge(|window| window.ack_ids(&ids)).await
-            }
-            Request::Read { ids: Some(ids), .. } => Box::pin(self.read(ids)).await,
+            Request::Ack { .. } => self.not_a_recipient().await,
+            Request::Read { ids: Some(ids), .. } => self.read(ids).await,
             Request::Read { ids: None, .. } => self.unsupported(None).await,
             Request::Send { r#ref }
             | Request::Join { r#ref }
@@ -248,11 +265,12 @@ impl<S: Io> Session<S> {
         }
     }
 
-    async fn acknowledge(&mut self, ack: impl FnOnce(&mut Window) -> Vec<Arc<Subject>>) -> Result<(), End> {
-        let Some(recipient) = &mut self.recipient else { return self.not_a_recipient().await };
+    /// Records what `ack` acknowledges; returns whether that is anything.
+    fn acknowledge(&mut self, ack: impl FnOnce(&mut Window) -> Vec<Arc<Subject>>) -> bool {
+        let Some(recipient) = &mut self.recipient else { return false };
         let acked = ack(&mut recipient.window);
         if acked.is_empty() {
-            return Ok(());
+            return false;
         }
         let phone = recipient.phone;
         let place = recipient.place().map(|cursor| (phone, cursor));
@@ -261,8 +279,7 @@ impl<S: Io> Session<S> {
         self.shared.meters.acked.increment(acked.len() as u64);
         let records = self.statuses(&acked, phone, Status::Delivered);
         self.shared.receipts.add(records, place);
-        self.shared.receipts.room().await;
-        Ok(())
+        true
     }
 
     fn statuses(&self, subjects: &[Arc<Subject>], phone: Phone, status: Status) -> SmallVec<[NewRecord; 2]> {
@@ -280,7 +297,7 @@ impl<S: Io> Session<S> {
             }
         }
         let ids: Vec<MessageId> = known.iter().map(|subject| subject.id).collect();
-        self.acknowledge(|window| window.ack_ids(&ids)).await?;
+        self.acknowledge(|window| window.ack_ids(&ids));
         self.shared.receipts.add(self.statuses(&known, phone, Status::Read), None);
         self.shared.receipts.room().await;
         Ok(())
@@ -360,9 +377,9 @@ impl<S: Io> Session<S> {
         Ok(())
     }
 
-    async fn leave(self, end: End) {
-        let Self { shared, handle, socket, .. } = self;
-        shared.hub.leave(&handle);
+    async fn leave(self: Box<Self>, end: End) {
+        let Self { shared, handle, socket, guard, .. } = *self;
+        drop(guard);
         if handle.is_live()
             && let Some(connection) = shared.connection(&handle)
         {

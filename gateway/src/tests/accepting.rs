@@ -92,3 +92,14 @@ async fn what_cannot_be_upgraded_is_answered_with_a_problem() {
     world.gateway.drain(Duration::from_secs(2)).await;
     assert!(refused(&[PROTOCOL, known]).await.1.contains("draining"));
 }
+
+#[tokio::test]
+async fn an_idle_session_is_small() {
+    let world = World::new().await;
+    let identity = FakeCredentials.authenticate("acme").await.unwrap();
+    let (_ours, theirs) = tokio::io::duplex(64);
+    let run = session::run(Box::pin(session::open(Arc::clone(&world.shared), theirs, identity)));
+    let bytes = size_of_val(&run) + size_of::<session::Session<DuplexStream>>();
+    // Of 5 KB a connection (R7.5); the rest is the socket's, the hub's and the allocator's.
+    assert!(bytes <= 1_500, "{bytes} bytes");
+}

@@ -92,7 +92,7 @@ impl World {
     async fn connect_through(&self, credential: &str, buffer: usize) -> Client {
         let identity = FakeCredentials.authenticate(credential).await.unwrap();
         let (ours, theirs) = tokio::io::duplex(buffer);
-        tokio::spawn(session::run(Arc::clone(&self.shared), theirs, identity));
+        tokio::spawn(session::run(Box::pin(session::open(Arc::clone(&self.shared), theirs, identity))));
         Client(WebSocketStream::from_raw_socket(ours, Role::Client, None).await)
     }
 
