@@ -50,10 +50,22 @@ export class Session {
     return frame;
   }
 
+  /** The next messages, whether they waited or came just now: `caught_up` may stand between them. */
   async messages(count) {
     const messages = [];
-    while (messages.length < count) messages.push(await this.expect("message"));
+    while (messages.length < count) {
+      const frame = await this.frame();
+      assert.match(frame.op, /^(message|caught_up)$/, JSON.stringify(frame));
+      if (frame.op === "message") messages.push(frame);
+    }
     return messages;
+  }
+
+  /** Fails if another message is on its way: what was written before comes before the pong. */
+  async nothingElse() {
+    this.send("ping");
+    const frames = await this.until("pong");
+    assert.deepEqual(frames.filter((frame) => frame.op === "message"), []);
   }
 
   /** Every frame up to the first of this kind. */
@@ -101,12 +113,13 @@ export class Phone {
     return session;
   }
 
-  /** Connects, takes what waits, and goes. */
-  async fetch(hello = {}) {
+  /** Connects, takes so many messages and not one more, and goes without a word. */
+  async fetch(count, hello = {}) {
     const session = await this.connect(hello);
-    const frames = await session.until("caught_up");
+    const messages = await session.messages(count);
+    await session.nothingElse();
     await session.close();
-    return frames.slice(0, -1);
+    return messages;
   }
 }
 

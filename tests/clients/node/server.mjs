@@ -11,6 +11,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 const BINARY =
   process.env.ESHAAR_BIN ?? fileURLToPath(new URL("../../../target/debug/eshaar", import.meta.url));
+// Without `ESHAAR_…`, which would configure the server under test.
+const ENVIRONMENT = Object.fromEntries(
+  Object.entries(process.env).filter(([name]) => !name.startsWith("ESHAAR_")),
+);
 const START_LIMIT_MS = 20_000;
 
 /** A port that was free a moment ago. */
@@ -45,7 +49,7 @@ export class Server {
     const log = await open(logOf(this), "a");
     const words = ["serve", "--data-dir", this.dataDir, "--listen", `127.0.0.1:${this.port}`];
     words.push(...settings.flatMap((setting) => ["--set", setting]));
-    this.#process = spawn(BINARY, words, { stdio: ["ignore", log.fd, log.fd] });
+    this.#process = spawn(BINARY, words, { stdio: ["ignore", log.fd, log.fd], env: ENVIRONMENT });
     await log.close();
     const deadline = Date.now() + START_LIMIT_MS;
     while (Date.now() < deadline) {

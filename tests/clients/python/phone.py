@@ -13,6 +13,8 @@ from server import Server, new_phone
 
 SUBPROTOCOL = "eshaar.v1.json"
 FRAME_LIMIT_S = 15.0
+# Hello from the start of what is kept.
+START = {"from": "start"}
 
 Frame = dict[str, Any]
 
@@ -51,8 +53,18 @@ class Session:
         return frame
 
     async def messages(self, count: int) -> list[Frame]:
-        """The next frames, which must be messages."""
-        return [await self.expect("message") for _ in range(count)]
+        """The next messages, whether they waited or came just now: `caught_up` may stand between them."""
+        messages: list[Frame] = []
+        while len(messages) < count:
+            frame = await self.frame()
+            assert frame["op"] in ("message", "caught_up"), f"expected a message, got {frame}"
+            messages += [frame] if frame["op"] == "message" else []
+        return messages
+
+    async def nothing_else(self) -> None:
+        """Fails if another message is on its way to this session: what was written before comes before the pong."""
+        await self.send("ping")
+        assert [frame["op"] for frame in await self.until("pong") if frame["op"] != "caught_up"] == ["pong"]
 
     async def until(self, op: str) -> list[Frame]:
         """Every frame up to the first of this kind, which is the last of the list."""
@@ -114,12 +126,12 @@ class Phone:
         await session.expect("caught_up")
         return session
 
-    async def fetch(self, **hello: Any) -> list[Frame]:
-        """Connects, takes what waits, and goes: the messages."""
+    async def fetch(self, count: int, **hello: Any) -> list[Frame]:
+        """Connects, takes so many messages and not one more, and goes without a word."""
         async with await self.connect(**hello) as session:
-            frames = await session.until("caught_up")
-        assert all(frame["op"] == "message" for frame in frames[:-1]), frames
-        return frames[:-1]
+            messages = await session.messages(count)
+            await session.nothing_else()
+        return messages
 
 
 def contents(messages: list[Frame]) -> list[str]:

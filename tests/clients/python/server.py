@@ -30,6 +30,11 @@ def binary() -> Path:
     return Path(os.environ.get("ESHAAR_BIN", REPOSITORY / "target" / "debug" / "eshaar"))
 
 
+def environment() -> dict[str, str]:
+    """The environment without `ESHAAR_…`, which would configure the server under test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ESHAAR_")}
+
+
 def new_phone() -> str:
     """A Saudi mobile number that no other test of this run uses."""
     return f"+9665{next(_phones) % 100_000_000:08d}"
@@ -71,7 +76,9 @@ class Server:
         for setting in self.settings:
             command += ["--set", setting]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment()
+            )
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -114,7 +121,7 @@ class Server:
         """The output of a command of the `eshaar` binary on this server's data."""
         command, *rest = arguments
         words = [binary(), *command.split(), "--data-dir", self.data_dir, *rest]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment())
         assert done.returncode == 0, f"{arguments} ended with {done.returncode}: {done.stderr}"
         return done.stdout
 

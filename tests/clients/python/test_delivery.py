@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from business import Business
-from phone import Phone, contents
+from phone import START, Phone, contents
 
 
 async def test_a_message_to_a_connected_phone_arrives_at_once(demo: Business, phone: Phone):
@@ -30,7 +30,7 @@ async def test_a_message_to_a_connected_phone_arrives_at_once(demo: Business, ph
 async def test_messages_to_a_phone_that_is_away_wait_and_arrive_in_order(demo: Business, phone: Phone):
     texts = [f"message {n}" for n in range(25)]
     await demo.say_all(phone.number, texts)
-    assert contents(await phone.fetch(**{"from": "start"})) == texts
+    assert contents(await phone.fetch(25, **START)) == texts
 
 
 async def test_a_phone_gets_what_came_while_it_was_away_and_then_what_is_live(demo: Business, phone: Phone):
@@ -38,6 +38,7 @@ async def test_a_phone_gets_what_came_while_it_was_away_and_then_what_is_live(de
         await demo.say(phone.number, "first")
         [first] = await session.messages(1)
     await demo.say_all(phone.number, ["second", "third"])
+    await phone.fetch(3, **START)
     async with await phone.connect(after=first["cursor"]) as session:
         frames = await session.until("caught_up")
         assert contents(frames[:-1]) == ["second", "third"]
@@ -48,7 +49,7 @@ async def test_a_phone_gets_what_came_while_it_was_away_and_then_what_is_live(de
 
 async def test_a_phone_that_reconnects_all_the_time_gets_every_message_once_in_order(demo: Business, phone: Phone):
     texts = [f"message {n}" for n in range(120)]
-    received, hello = [], {"from": "start"}
+    received, hello = [], START
 
     async def send() -> None:
         await demo.say_all(phone.number, texts)
@@ -69,9 +70,9 @@ async def test_a_phone_that_reconnects_all_the_time_gets_every_message_once_in_o
 async def test_a_cursor_stands_for_the_message_it_came_with_and_all_before_it(demo: Business, phone: Phone):
     texts = [f"message {n}" for n in range(10)]
     await demo.say_all(phone.number, texts)
-    messages = await phone.fetch(**{"from": "start"})
+    messages = await phone.fetch(10, **START)
     for place, message in enumerate(messages):
-        rest = await phone.fetch(after=message["cursor"])
+        rest = await phone.fetch(len(texts) - place - 1, after=message["cursor"])
         assert contents(rest) == texts[place + 1 :]
 
 
@@ -79,8 +80,7 @@ async def test_order_holds_within_each_priority(demo: Business, phone: Phone):
     priorities = ["low", "normal", "high"] * 10
     for place, priority in enumerate(priorities):
         await demo.say(phone.number, f"{priority} {place}", priority=priority)
-    messages = await phone.fetch(**{"from": "start"})
-    assert len(messages) == len(priorities)
+    messages = await phone.fetch(len(priorities), **START)
     for priority in ("low", "normal", "high"):
         expected = [f"{priority} {place}" for place, wanted in enumerate(priorities) if wanted == priority]
         assert contents([message for message in messages if message["priority"] == priority]) == expected
@@ -88,7 +88,7 @@ async def test_order_holds_within_each_priority(demo: Business, phone: Phone):
 
 async def test_from_head_begins_with_what_is_new(demo: Business, phone: Phone):
     old = await demo.say(phone.number, "old")
-    assert contents(await phone.fetch(**{"from": "start"})) == ["old"]
+    assert contents(await phone.fetch(1, **START)) == ["old"]
     async with await phone.connect_empty(**{"from": "head"}) as session:
         await demo.say(phone.number, "new")
         assert contents(await session.messages(1)) == ["new"]
@@ -106,11 +106,11 @@ async def test_every_device_of_a_user_gets_every_message(demo: Business, phone: 
 
 async def test_a_device_that_acknowledged_does_not_take_messages_from_another(demo: Business, phone: Phone):
     ids = await demo.say_all(phone.number, ["one", "two"])
-    async with await phone.connect(**{"from": "start"}) as first:
+    async with await phone.connect(**START) as first:
         messages = await first.messages(2)
         await first.send("ack", cursor=messages[-1]["cursor"])
         await demo.reaches(ids[-1], "delivered")
-    assert contents(await phone.fetch(after=messages[0]["cursor"])) == ["two"], "resumed by its own cursor"
+    assert contents(await phone.fetch(1, after=messages[0]["cursor"])) == ["two"], "resumed by its own cursor"
 
 
 async def test_a_phone_gets_only_its_own_messages(demo: Business, phone: Phone, server):
@@ -133,7 +133,7 @@ async def test_a_message_that_expired_is_not_delivered_and_its_sender_can_see_it
     expiring = await demo.say(phone.number, "only now", ttl_s=1)
     await demo.say(phone.number, "later too")
     await demo.reaches(expiring, "expired")
-    assert contents(await phone.fetch(**{"from": "start"})) == ["later too"]
+    assert contents(await phone.fetch(1, **START)) == ["later too"]
 
 
 @pytest.mark.parametrize("times", [2, 5])
@@ -142,7 +142,7 @@ async def test_a_request_repeated_with_its_idempotency_key_is_one_message(demo: 
     answers = [await demo.post(phone.number, "pay 5", key=key) for _ in range(times)]
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.text for answer in answers}) == 1, "the same answer, with the same id"
-    assert contents(await phone.fetch(**{"from": "start"})) == ["pay 5"]
+    assert contents(await phone.fetch(1, **START)) == ["pay 5"]
 
 
 async def test_requests_that_race_with_one_key_are_one_message(demo: Business, phone: Phone):
@@ -152,5 +152,5 @@ async def test_requests_that_race_with_one_key_are_one_message(demo: Business, p
     assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
     final = await demo.post(phone.number, "pay 5", key=key)
     assert final.status_code == 202
-    messages = await phone.fetch(**{"from": "start"})
+    messages = await phone.fetch(1, **START)
     assert [message["id"] for message in messages] == [final.json()["id"]]

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from business import Business
-from phone import Phone, contents
+from phone import START, Phone, contents
 from server import new_business, new_phone
 
 ENCODINGS = {
@@ -46,7 +46,7 @@ async def test_a_message_has_a_timeline(demo: Business, phone: Phone):
     assert message["status"] == "sent" and message["to"] == phone.number and message["reference"] == "order-7"
     [sent] = message["timeline"]
     assert sent["step"] == "sent" and sent["at"] == message["sent_at"]
-    async with await phone.connect(**{"from": "start"}) as session:
+    async with await phone.connect(**START) as session:
         [received] = await session.messages(1)
         await session.send("read", ids=[received["id"]])
         message = await demo.reaches(id, "read")
@@ -58,7 +58,7 @@ async def test_a_changed_body_under_a_used_key_is_refused(demo: Business, phone:
     key = str(uuid.uuid4())
     first = await demo.post(phone.number, "pay 5", key=key)
     assert first.status_code == 202
-    problem(await demo.post(phone.number, "pay 6", key=key), 422)
+    problem(await demo.post(phone.number, "pay 6", key=key), 422, "idempotency_mismatch")
     repeat = await demo.post(phone.number, "pay 5", key=key)
     assert repeat.headers["Idempotency-Replayed"] == "true" and repeat.json() == first.json()
 
@@ -73,30 +73,39 @@ async def test_a_business_sees_only_its_own(demo: Business, phone: Phone, server
     id = await demo.say(phone.number, "hello")
     await demo.message(id)
     async with Business(server.url, server.new_key(new_business())) as acme:
-        problem(await acme.http.get(f"/v1/messages/{id}"), 404)
+        problem(await acme.http.get(f"/v1/messages/{id}"), 404, "message_not_found")
         assert (await acme.list())["messages"] == []
 
 
+PHONE = "+966512345678"
 REFUSED = {
-    "no content": {"to": "+966512345678", "type": "one_way"},
-    "no recipient": {"type": "one_way", "content": "x"},
-    "too long": line("+966512345678", "x" * 10_001),
-    "not a phone": line("0512345678", "x"),
-    "a short phone": line("+96651234", "x"),
-    "empty": line("+966512345678", ""),
-    "an unknown type": line("+966512345678", "x", type="fax"),
-    "an unknown priority": line("+966512345678", "x", priority="urgent"),
-    "an unknown field": line("+966512345678", "x", colour="red"),
-    "no time to live": line("+966512345678", "x", ttl_s=0),
-    "too long to live": line("+966512345678", "x", ttl_s=30 * 86_400 + 1),
-    "a long reference": line("+966512345678", "x", reference="r" * 129),
-    "a long collapse key": line("+966512345678", "x", collapse_key="k" * 65),
+    "no content": ({"to": PHONE, "type": "one_way"}, "missing_field"),
+    "no recipient": ({"type": "one_way", "content": "x"}, "missing_field"),
+    "too long": (line(PHONE, "x" * 10_001), "content_too_long"),
+    "empty": (line(PHONE, ""), "content_empty"),
+    "nothing but markup": (line(PHONE, "<script>alert(1)</script>"), "content_empty"),
+    "content that is no text": ({"to": PHONE, "content": 5}, "wrong_type"),
+    "not a phone": (line("0512345678", "x"), "invalid_phone"),
+    "a short phone": (line("+96651234", "x"), "invalid_phone"),
+    "an unknown type": (line(PHONE, "x", type="fax"), "invalid_type"),
+    "an unknown priority": (line(PHONE, "x", priority="urgent"), "invalid_priority"),
+    "an unknown field": (line(PHONE, "x", colour="red"), "unknown_field"),
+    "no time to live": (line(PHONE, "x", ttl_s=0), "invalid_ttl"),
+    "too long to live": (line(PHONE, "x", ttl_s=30 * 86_400 + 1), "invalid_ttl"),
+    "a long reference": (line(PHONE, "x", reference="r" * 129), "invalid_reference"),
+    "a long collapse key": (line(PHONE, "x", collapse_key="k" * 65), "invalid_collapse_key"),
+    "chat": (line(PHONE, "x", type="chat"), "chat_unavailable"),
+    "a schedule": (line(PHONE, "x", send_at="2030-01-01T00:00:00Z"), "schedule_unavailable"),
+    "media": (line(PHONE, "x", media=[{"id": "a"}]), "media_unavailable"),
 }
 
 
-@pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED.keys())
-async def test_a_message_that_breaks_a_rule_is_refused(demo: Business, body: dict):
-    problem(await demo.http.post("/v1/messages", json=body), 400)
+@pytest.mark.parametrize(("body", "code"), REFUSED.values(), ids=REFUSED.keys())
+async def test_a_message_that_breaks_a_rule_is_refused(demo: Business, body: dict, code: str):
+    detail = problem(await demo.http.post("/v1/messages", json=body), 400, code)
+    assert detail["field"]
+    *results, total = await demo.bulk([body])
+    assert results[0]["error"]["code"] == code and total == {"accepted": 0, "rejected": 1}
 
 
 NO_MESSAGES = {
@@ -115,20 +124,25 @@ async def test_a_body_that_is_no_message_is_refused(demo: Business, body: bytes)
 
 
 async def test_errors_have_a_stable_code(demo: Business):
-    anonymous = {"Authorization": ""}
-    problem(await demo.http.post("/v1/messages", json=REFUSED["too long"], headers=anonymous), 401, "unauthenticated")
-    problem(await demo.http.get("/v1/messages/019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"), 404)
-    problem(await demo.http.get("/v1/nothing"), 404)
-    problem(await demo.http.delete("/v1/messages"), 405)
-    problem(await demo.http.post("/v1/messages", content=b"{}", headers={"Content-Type": "text/xml"}), 415)
-    too_large = line("+966512345678", "x" * 2_000_000)
-    problem(await demo.http.post("/v1/messages", json=too_large), 413)
+    message, unknown = line(PHONE, "x"), "/v1/messages/019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"
+
+    async def posted(headers: dict, **body) -> httpx.Response:
+        return await demo.http.post("/v1/messages", headers=headers, **body)
+
+    problem(await posted({"Authorization": ""}, json=message), 401, "unauthenticated")
+    problem(await demo.http.get(unknown), 404, "message_not_found")
+    problem(await demo.http.get("/v1/nothing"), 404, "no_such_path")
+    problem(await demo.http.delete("/v1/messages"), 405, "method_not_allowed")
+    problem(await posted({"Content-Type": "text/xml"}, content=b"{}"), 415, "content_type_unsupported")
+    problem(await posted({}, json=line(PHONE, "x" * 2_000_000)), 413, "body_too_large")
+    problem(await posted({"Idempotency-Key": "k" * 129}, json=message), 400, "invalid_idempotency_key")
+    problem(await posted({"X-Correlation-Id": "c" * 65}, json=message), 400, "invalid_correlation_id")
 
 
 async def test_a_phone_may_not_send_and_a_business_has_no_stream(demo: Business, phone: Phone):
     async with Business(demo.url, phone.token) as user:
-        problem(await user.post(phone.number, "hello"), 403)
-    problem(await demo.http.get("/v1/stream"), 403)
+        problem(await user.post(phone.number, "hello"), 403, "business_only")
+    problem(await demo.http.get("/v1/stream"), 403, "phone_only")
 
 
 async def test_a_correlation_id_comes_back(demo: Business, phone: Phone):
@@ -147,7 +161,7 @@ async def test_a_bulk_request_has_a_result_for_every_line(demo: Business, phone:
     assert total == {"accepted": 1_000, "rejected": 0}
     assert [result["line"] for result in results] == list(range(1, 1_001))
     received = []
-    async with await phone.connect(**{"from": "start"}) as session:
+    async with await phone.connect(**START) as session:
         while len(received) < 1_000:
             received += await session.messages(min(100, 1_000 - len(received)))
             await session.send("ack", cursor=received[-1]["cursor"])
@@ -171,7 +185,7 @@ async def test_a_bad_line_does_not_fail_the_rest(demo: Business, phone: Phone, e
         assert ("id" in result) == (place % 2 == 0)
         assert ("error" in result) == (place % 2 == 1)
     assert all(result["error"]["code"] and result["error"]["detail"] for result in results[1::2])
-    assert contents(await phone.fetch(**{"from": "start"})) == [f"message {n}" for n in range(5)]
+    assert contents(await phone.fetch(5, **START)) == [f"message {n}" for n in range(5)]
 
 
 async def test_a_bulk_request_repeated_with_its_key_is_sent_once(demo: Business, phone: Phone):
@@ -181,7 +195,7 @@ async def test_a_bulk_request_repeated_with_its_key_is_sent_once(demo: Business,
     assert first.status_code == second.status_code == 200
     ids = [[json.loads(text).get("id") for text in answer.text.splitlines()] for answer in (first, second)]
     assert ids[0] == ids[1]
-    assert contents(await phone.fetch(**{"from": "start"})) == [f"message {n}" for n in range(50)]
+    assert contents(await phone.fetch(50, **START)) == [f"message {n}" for n in range(50)]
 
 
 async def test_a_line_may_have_a_key_of_its_own(demo: Business, phone: Phone):
@@ -189,7 +203,7 @@ async def test_a_line_may_have_a_key_of_its_own(demo: Business, phone: Phone):
     lines = [line(phone.number, "once", idempotency_key=key)] * 3
     *results, _ = await demo.bulk(lines)
     assert len({result["id"] for result in results}) == 1
-    assert contents(await phone.fetch(**{"from": "start"})) == ["once"]
+    assert contents(await phone.fetch(1, **START)) == ["once"]
 
 
 async def test_a_broken_encoding_is_a_clear_end(demo: Business, phone: Phone):
@@ -219,8 +233,8 @@ async def pages(business: Business, **query) -> list[dict]:
     """Every message of a list, page by page."""
     page = await business.list(**query)
     messages = page["messages"]
-    while page["next"] is not None:
-        page = await business.list(**query | {"cursor": page["next"]})
+    while page["next_cursor"] is not None:
+        page = await business.list(**query | {"cursor": page["next_cursor"]})
         messages += page["messages"]
     return messages
 
@@ -233,7 +247,7 @@ async def test_a_list_is_paged_newest_first_and_stable_while_new_ones_come(demo:
         first = await business.list(limit=10)
         late = await business.say(new_phone(), "late")
         await business.message(late)
-        rest = await pages(business, limit=10, cursor=first["next"])
+        rest = await pages(business, limit=10, cursor=first["next_cursor"])
         assert [message["id"] for message in first["messages"] + rest] == ids[::-1]
 
 
@@ -242,7 +256,7 @@ async def test_a_list_is_filtered(demo: Business, server):
     async with Business(server.url, server.new_key(new_business())) as business:
         read, _, waiting = [await business.say(phone.number, text) for text in ("one", "two", "three")]
         elsewhere = await business.say(new_phone(), "elsewhere")
-        async with await phone.connect(**{"from": "start"}) as session:
+        async with await phone.connect(**START) as session:
             messages = await session.messages(3)
             await session.send("ack", cursor=messages[1]["cursor"])
             await session.send("read", ids=[read])
@@ -272,18 +286,17 @@ async def test_a_query_that_makes_no_sense_is_refused(demo: Business, query: dic
 
 async def test_the_stream_can_be_read_over_http(demo: Business, phone: Phone):
     texts = [f"message {n}" for n in range(30)]
-    ids = await demo.say_all(phone.number, texts)
-    for id in ids:
-        await demo.message(id)
-    live = await phone.fetch(**{"from": "start"})
+    await demo.say_all(phone.number, texts)
+    live = await phone.fetch(30, **START)
     async with Business(demo.url, phone.token) as user:
         received, query = [], {"limit": 7}
         while True:
             page = (await user.http.get("/v1/stream", params=query)).json()
             received += page["messages"]
-            if not page["messages"]:
+            assert page["gap"] is None
+            if not page["more"]:
                 break
-            query["after"] = page["messages"][-1]["cursor"]
+            query["after"] = page["cursor"]
         assert [dict(message, op="message") for message in received] == live
         problem(await user.http.get("/v1/stream", params={"after": "garbage"}), 400)
-    assert contents(await phone.fetch(after=received[9]["cursor"])) == texts[10:], "cursors are the same everywhere"
+    assert contents(await phone.fetch(20, after=received[9]["cursor"])) == texts[10:], "cursors are the same everywhere"

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from business import Business
-from phone import Phone
+from phone import START, Phone
 from server import Server
 
 KILLS = 4
@@ -39,7 +39,7 @@ async def send_until_accepted(business: Business, phone: Phone, count: int) -> l
 
 async def receive_all(phone: Phone, count: int) -> list[str]:
     """Receives until there are so many, acking at once, resuming by the newest cursor after each loss."""
-    ids, hello = [], {"from": "start"}
+    ids, hello = [], START
     while len(ids) < count:
         try:
             async with await phone.connect(**hello) as session:
@@ -69,15 +69,10 @@ async def test_killed_again_and_again_nothing_is_lost_doubled_or_out_of_order(ne
         accepted = await asyncio.gather(*sending)
         received = await asyncio.gather(*online, *(receive_all(phone, MESSAGES) for phone in phones[PHONES // 2 :]))
         assert received == accepted
-        for phone in phones:
-            assert [m["id"] for m in await phone_history(phone)] == accepted[phones.index(phone)]
+        for phone, ids in zip(phones, accepted, strict=True):
+            assert [message["id"] for message in await phone.fetch(MESSAGES, **START)] == ids, "once in history"
         for ids in accepted:
             await demo.reaches(ids[-1], "delivered")
-
-
-async def phone_history(phone: Phone) -> list[dict]:
-    """Everything that history holds for a phone."""
-    return await phone.fetch(**{"from": "start"})
 
 
 async def test_what_was_accepted_right_before_a_kill_is_delivered_after_it(new_server):
@@ -88,17 +83,7 @@ async def test_what_was_accepted_right_before_a_kill_is_delivered_after_it(new_s
             id = await demo.say(phone.number, f"round {round}")
             server.kill()
             server.start()
-            assert [message["id"] for message in await poll_for(phone, round + 1)][-1] == id
-
-
-async def poll_for(phone: Phone, count: int) -> list[dict]:
-    """History, once it has so many messages: the stages catch up right after a start."""
-    async with await phone.connect(**{"from": "start"}) as session:
-        messages = []
-        while len(messages) < count:
-            frame = await session.frame()
-            messages += [frame] if frame["op"] == "message" else []
-    return messages
+            assert (await phone.fetch(round + 1, **START))[-1]["id"] == id
 
 
 async def test_an_idempotency_key_outlives_a_kill(new_server):
@@ -111,7 +96,7 @@ async def test_an_idempotency_key_outlives_a_kill(new_server):
         second = await demo.post(phone.number, "pay 5", key="invoice-9")
         assert second.status_code == 202 and second.json() == first.json()
         after = await demo.say(phone.number, "done")
-        assert [m["id"] for m in await poll_for(phone, 2)] == [first.json()["id"], after]
+        assert [message["id"] for message in await phone.fetch(2, **START)] == [first.json()["id"], after]
 
 
 async def test_a_clean_stop_hands_everything_on(new_server):
@@ -121,4 +106,4 @@ async def test_a_clean_stop_hands_everything_on(new_server):
         ids = await demo.say_all(phone.number, [f"message {n}" for n in range(20)])
         assert server.stop() == 0
         server.start()
-        assert [message["id"] for message in await poll_for(phone, 20)] == ids
+        assert [message["id"] for message in await phone.fetch(20, **START)] == ids
