@@ -145,3 +145,91 @@ impl Error {
         Self::Invalid { field, reason: error.to_string() }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use eshaar_model::{Lane, Status};
+    use eshaar_topics::flow::{self, Origin};
+
+    use super::*;
+    use crate::testing::{Engines, START, at, message, received};
+
+    fn archive(engines: &Engines) -> Archive {
+        Archive::new(engines.store.clone(), engines.codecs.clone(), engines.clock.clone(), Options::default())
+    }
+
+    fn status(message: &Message, status: Status, codecs: &Codecs) -> Received {
+        let change = StatusChanged {
+            id: message.id,
+            status,
+            at: START.as_millis() + 5,
+            sender: message.sender.clone(),
+            recipient: message.recipient.clone(),
+            reason: None,
+        };
+        let new = flow::status(&change, Bytes::from_static(b"key"), codecs, Origin::default()).unwrap();
+        at(new, Topic::MessageStatus, (1, 0))
+    }
+
+    #[tokio::test]
+    async fn a_message_and_its_steps_are_in_the_history_however_often_they_are_read() {
+        let engines = Engines::open().await;
+        let (archive, message) = (archive(&engines), message(1));
+        let accepted = received(&message, Lane::High, &engines.codecs, (4, 7));
+        let again = received(&message, Lane::High, &engines.codecs, (4, 9));
+        let delivered = status(&message, Status::Delivered, &engines.codecs);
+        // A step may come first.
+        for batch in [vec![delivered.clone()], vec![accepted.clone(), again], vec![accepted.clone()], vec![delivered]] {
+            let outcomes = archive.handle(&mut (), &batch).await;
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done)));
+        }
+        let stored = engines.store.messages.get(message.id).await.unwrap().unwrap();
+        assert_eq!((stored.row.accepted, &stored.row.value), ((4, 7), &accepted.value));
+        assert_eq!(stored.steps.at(Status::Sent), Some(START));
+        assert_eq!(stored.steps.at(Status::Delivered), Some(START.plus_millis(5)));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_decoded_is_dead_and_the_rest_of_its_batch_is_kept() {
+        let engines = Engines::open().await;
+        let (archive, message) = (archive(&engines), message(1));
+        let good = received(&message, Lane::High, &engines.codecs, (0, 1));
+        let frame = Received { value: Bytes::from_static(b"nonsense"), ..good.clone() };
+        let torn = Received { value: good.value.slice(..9), ..good.clone() };
+        let outcomes = archive.handle(&mut (), &[frame, torn, good]).await;
+        assert!(matches!(outcomes[0], Outcome::Dead { code: "undecodable", .. }));
+        assert!(matches!(outcomes[1], Outcome::Dead { code: "undecodable", .. }));
+        assert!(matches!(outcomes[2], Outcome::Done));
+        assert!(engines.store.messages.get(message.id).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_message_whose_fields_contradict_each_other_is_dead() {
+        let engines = Engines::open().await;
+        let conversation_id = Some(message(1).id.to_string());
+        let odd = Message { conversation_id, ..message(1) };
+        let record = received(&odd, Lane::High, &engines.codecs, (0, 0));
+        let outcomes = archive(&engines).handle(&mut (), &[record]).await;
+        assert!(matches!(outcomes[0], Outcome::Dead { code: "invalid", .. }));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_schema_waits_for_the_registry() {
+        let engines = Engines::open().await;
+        let record = received(&message(1), Lane::High, &engines.codecs, (0, 0));
+        let value = Bytes::from_static(&[0, 0, 0, 9, 9, 1, 2, 3]);
+        let outcomes = archive(&engines).handle(&mut (), &[Received { value, ..record }]).await;
+        assert!(matches!(outcomes[0], Outcome::Pause { until, .. } if until == START.plus_millis(200)));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_holds_the_batch_and_kills_nothing() {
+        let engines = Engines::open().await;
+        engines.store.engine.close().await.unwrap();
+        let record = received(&message(1), Lane::High, &engines.codecs, (0, 0));
+        let outcomes = archive(&engines).handle(&mut (), &[record.clone(), record]).await;
+        assert!(matches!(outcomes[0], Outcome::Pause { .. }));
+    }
+}

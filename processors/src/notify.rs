@@ -104,3 +104,60 @@ enum Error {
     #[error(transparent)]
     Encode(#[from] EncodeError),
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use eshaar_model::Status;
+    use eshaar_topics::Headers;
+
+    use super::*;
+    use crate::testing::{Engines, START, at, message};
+
+    fn delivered(codecs: &Codecs) -> Received {
+        let message = message(1);
+        let change = StatusChanged {
+            id: message.id,
+            status: Status::Delivered,
+            at: START.as_millis(),
+            sender: message.sender,
+            recipient: message.recipient,
+            reason: None,
+        };
+        let origin = Origin { traceparent: None, correlation: Some("c-1") };
+        at(flow::status(&change, Bytes::from_static(b"key"), codecs, origin).unwrap(), Topic::MessageStatus, (0, 0))
+    }
+
+    fn notify(engines: &Engines) -> Notify {
+        Notify::new(Arc::clone(&engines.presence) as _, engines.codecs.clone(), engines.clock.clone())
+    }
+
+    #[tokio::test]
+    async fn a_sender_who_is_online_is_told_at_their_gateway() {
+        let engines = Engines::open().await;
+        engines.connect("acme-bank").await;
+        let mut outcomes = notify(&engines).handle(&mut (), &[delivered(&engines.codecs)]).await;
+        let Outcome::Forward(hints) = outcomes.remove(0) else { panic!("not forwarded") };
+        let delivery: Delivery = engines.codecs.decode(&hints[0].value).unwrap();
+        let Hint::Status(hint) = delivery.hint else { panic!("not a status") };
+        assert_eq!((hints.len(), hints[0].topic, hints[0].partition), (1, Topic::Deliveries, Some(3)));
+        assert_eq!((delivery.principal.as_str(), hint.status.as_str()), ("acme-bank", "delivered"));
+        assert_eq!(Origin::of(&hints[0].headers).correlation, Some("c-1"));
+    }
+
+    #[tokio::test]
+    async fn a_sender_who_is_offline_is_told_nothing() {
+        let engines = Engines::open().await;
+        let outcomes = notify(&engines).handle(&mut (), &[delivered(&engines.codecs)]).await;
+        assert!(matches!(outcomes[0], Outcome::Done));
+    }
+
+    #[tokio::test]
+    async fn a_status_without_a_sender_is_dead() {
+        let engines = Engines::open().await;
+        let record = Received { headers: Headers::none(), ..delivered(&engines.codecs) };
+        let outcomes = notify(&engines).handle(&mut (), &[record]).await;
+        assert!(matches!(outcomes[0], Outcome::Dead { code: "headers", .. }));
+    }
+}

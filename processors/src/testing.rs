@@ -4,10 +4,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use eshaar_model::{Lane, MessageId, MessageType, Priority, Timestamp};
+use eshaar_model::{Clock, Lane, MessageId, MessageType, Principal, Priority, Timestamp};
+use eshaar_presence::local::LocalPresence;
+use eshaar_presence::{Connection, Presence};
 use eshaar_schemas::{Codecs, Compatibility, Message, Registry, RegistryError, SchemaId};
 use eshaar_service::TraceContext;
+use eshaar_store::{Store, sqlite};
+use eshaar_topics::embedded::{EmbeddedLog, Options};
 use eshaar_topics::{LogPosition, NewRecord, Received, Topic, flow};
+use tempfile::TempDir;
 
 /// The present of the tests.
 pub(crate) const START: Timestamp = Timestamp::from_millis(1_760_000_000_000);
@@ -69,4 +74,36 @@ pub(crate) fn received(message: &Message, lane: Lane, codecs: &Codecs, (partitio
 pub(crate) fn at(new: NewRecord, topic: Topic, (partition, offset): (u32, u64)) -> Received {
     let position = LogPosition { topic, partition, offset };
     Received { position, timestamp: new.timestamp, key: new.key, value: new.value, headers: new.headers }
+}
+
+/// The embedded engines, on files of their own, under a clock that stands at [`START`].
+pub(crate) struct Engines {
+    pub(crate) log: EmbeddedLog,
+    pub(crate) store: Store,
+    pub(crate) presence: Arc<LocalPresence>,
+    pub(crate) codecs: Codecs,
+    pub(crate) clock: Clock,
+    _dir: TempDir,
+}
+
+impl Engines {
+    pub(crate) async fn open() -> Self {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::manual(START));
+        Self {
+            log: EmbeddedLog::open(Options::in_dir(dir.path()), clock.clone()).unwrap(),
+            store: sqlite::open(sqlite::Options::at(dir.path().join("store.db")), clock.clone()).unwrap(),
+            presence: Arc::new(LocalPresence::new(clock.clone())),
+            codecs: codecs().await,
+            clock,
+            _dir: dir,
+        }
+    }
+
+    /// Has `principal` connected to the gateway of slot 3.
+    pub(crate) async fn connect(&self, principal: &str) {
+        let slot = self.presence.lease_slot(1, Some(3), 16, "here").await.unwrap();
+        let principal: Principal = principal.parse().unwrap();
+        let connection = Connection { slot, incarnation: 1, session: 1 };
+        self.presence.connect(&principal, connection).await.unwrap();
+    }
 }
