@@ -23,6 +23,9 @@ const PARTITION_BITS: u32 = 10;
 /// How long a connection waits for another process that has the file locked (recovery after a crash).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// SQLite's default, of which its write-ahead log is made, too.
+const PAGE_BYTES: u64 = 4096;
+
 /// Memory of a connection's page cache, in KiB.
 const CACHE_KIB: i64 = 512;
 
@@ -95,12 +98,8 @@ impl File {
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "cache_size", -4 * CACHE_KIB)?;
-            let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-            connection.pragma_update(
-                None,
-                "max_page_count",
-                (i64::try_from(max_file_bytes).unwrap_or(i64::MAX) / page).max(64),
-            )?;
+            let pages = i64::try_from(max_file_bytes / PAGE_BYTES).unwrap_or(i64::MAX);
+            connection.pragma_update(None, "max_page_count", pages.max(64))?;
             connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT"))?;
             for topic in Topic::ALL {
                 connection.execute(
@@ -244,6 +243,25 @@ impl File {
             }
             offset = batch.end();
         }
+    }
+
+    /// Moves the write-ahead log into the file; returns how many bytes of it could not be moved, because somebody reads.
+    pub fn checkpoint(&self, mode: &str) -> Result<u64, LogError> {
+        let (log, moved): (i64, i64) = self
+            .connection
+            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| Ok((row.get(1)?, row.get(2)?)))
+            .map_err(failed("move its write-ahead log"))?;
+        Ok((log - moved).max(0) as u64 * PAGE_BYTES)
+    }
+
+    /// Writes a row that no partition has, and takes it back.
+    pub fn probe(&self) -> Result<(), LogError> {
+        let write = "INSERT OR REPLACE INTO batches VALUES (0, 0, 0, 0, zeroblob(65536))";
+        let done = self
+            .connection
+            .execute(write, [])
+            .and_then(|_| self.connection.execute("DELETE FROM batches WHERE id = 0", []));
+        done.map(drop).map_err(failed("write"))
     }
 
     /// The life of the log.

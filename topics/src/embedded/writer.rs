@@ -19,6 +19,10 @@ use crate::{AppendError, Durability, LogError, LogPosition};
 /// What a row takes in the write-ahead log beside its records: about a page.
 const ROW_OVERHEAD: u64 = 4096;
 
+/// How many times the usual size the write-ahead log may grow to, because readers hold on to it, before the writer waits
+/// for them.
+const IMPATIENT: u64 = 16;
+
 /// Rows of one partition in a group.
 struct Touched {
     partition: usize,
@@ -44,6 +48,8 @@ pub(super) struct Writer {
     wal_bytes: u64,
     /// The last group failed: what the file holds must be asked before the next.
     uncertain: bool,
+    /// The last group failed, and no write has succeeded since.
+    failing: bool,
     next_sweep: Instant,
 }
 
@@ -52,7 +58,17 @@ impl Writer {
         let encoders = shared.partitions.all().iter().map(|_| Encoder::default()).collect();
         let next_sweep = Instant::now() + shared.options.sweep_interval();
         // Recovered or not, the first group sets what it needs.
-        Self { shared, file, _lock: lock, encoders, fsync: true, wal_bytes: 0, uncertain: false, next_sweep }
+        Self {
+            shared,
+            file,
+            _lock: lock,
+            encoders,
+            fsync: true,
+            wal_bytes: 0,
+            uncertain: false,
+            failing: false,
+            next_sweep,
+        }
     }
 
     /// Serves the queue until it is closed and empty.
@@ -71,7 +87,10 @@ impl Writer {
             if self.next_sweep <= Instant::now() {
                 self.sweep_slice();
             }
-            if self.wal_bytes >= self.shared.options.checkpoint_bytes {
+            let limit = self.shared.options.checkpoint_bytes;
+            if self.wal_bytes >= limit.saturating_mul(IMPATIENT) {
+                self.checkpoint("RESTART");
+            } else if self.wal_bytes >= limit {
                 self.checkpoint("PASSIVE");
             }
         }
@@ -84,7 +103,7 @@ impl Writer {
         }
         for (request, answer) in work.requests {
             let done = match request {
-                Request::Ping => self.settle_uncertainty(),
+                Request::Ping => self.probe(),
                 Request::Sweep => self.sweep_all(),
                 Request::Epoch(epoch) => self.begin_epoch(epoch),
             };
@@ -184,8 +203,10 @@ impl Writer {
         let rows = group.touched.iter().flat_map(|touched| &touched.batches);
         self.wal_bytes += rows.map(|batch| batch.data.len() as u64 + ROW_OVERHEAD).sum::<u64>();
         self.wal_bytes += commits.len() as u64 * 64;
+        self.failing &= written.is_err();
         written.map_err(|error| {
             self.uncertain = true;
+            self.failing = true;
             failed("commit a group")(error)
         })
     }
@@ -216,6 +237,16 @@ impl Writer {
         for committer in committers {
             let _ = committer.send(Ok(()));
         }
+    }
+
+    /// Says whether it works. After a failed group it tries a write, as nothing else may come that would show.
+    fn probe(&mut self) -> Result<(), LogError> {
+        self.settle_uncertainty()?;
+        if self.failing {
+            self.file.probe()?;
+            self.failing = false;
+        }
+        Ok(())
     }
 
     /// After a failed group, asks the file what it holds, so that no offset is given twice or left out.
@@ -285,9 +316,10 @@ impl Writer {
 
     /// Moves the write-ahead log into the file. Between groups, so that no append waits for it before it is answered.
     fn checkpoint(&mut self, mode: &str) {
-        self.wal_bytes = 0;
-        let done = self.file.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
-        if let Err(error) = done {
+        let moved = self.file.checkpoint(mode);
+        // What a reader still looks at stays, and is moved the next time.
+        self.wal_bytes = *moved.as_ref().unwrap_or(&0);
+        if let Err(error) = moved {
             tracing::warn!(%error, "the write-ahead log was not moved into the file");
         }
     }

@@ -37,7 +37,9 @@ async fn a_full_file_fails_appends_without_a_gap_and_takes_them_again_when_there
     assert!((5..30).contains(&acknowledged), "{acknowledged}");
     let expected = Bounds { start: 0, end: acknowledged };
     assert_eq!(opened.log.bounds(TOPIC, 0).await.unwrap(), expected);
+    assert!(opened.log.ping().await.is_err(), "health shows it");
     opened.age(i64::try_from(TOPIC.spec().kept_ms).unwrap() + 1).await;
+    opened.log.ping().await.unwrap();
     let again = opened.log.append(vec![record(TOPIC, 0, 100 << 10, &opened)]).await.unwrap();
     assert_eq!(again[0].offset, acknowledged);
     opened.restart().await;
