@@ -48,6 +48,8 @@ pub enum Command {
     /// Look at the topics of the log.
     #[command(subcommand)]
     Topics(TopicsCommand),
+    /// Print a link that opens the console in a browser, for an hour.
+    Console,
     /// Check the configuration and say what `serve` would do.
     Check(CheckArguments),
 }
@@ -214,6 +216,7 @@ pub enum TopicsCommand {
 
 /// `eshaar topics tail`
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct TailArguments {
     /// The topic, e.g. messages.accepted.
     pub topic: String,

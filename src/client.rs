@@ -20,11 +20,7 @@ pub fn api_key(arguments: &ServerArguments, data_dir: &Path) -> anyhow::Result<S
     if let Some(key) = &arguments.api_key {
         return Ok(key.clone());
     }
-    let file = data_dir.join(first_start::DEMO_KEY_FILE);
-    let key = std::fs::read_to_string(&file).with_context(|| {
-        format!("no --api-key, and no demo key at {}: start the server once, or give a key", file.display())
-    })?;
-    Ok(key.trim().to_owned())
+    first_start::demo_key(data_dir).context("no --api-key was given")
 }
 
 /// The answer, or what the server's problem document says.

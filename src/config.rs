@@ -59,7 +59,7 @@ pub fn load_with(settings: &Settings, listen: Option<&str>) -> anyhow::Result<Co
     config.store.path = config.data_dir.join(&config.store.path);
     if !config.auth.jwt_secret_file.is_empty() {
         let file = config.data_dir.join(&config.auth.jwt_secret_file);
-        config.auth.jwt_secret_file = file.to_str().context("data_dir is not UTF-8")?.to_owned();
+        file.to_str().context("data_dir is not UTF-8")?.clone_into(&mut config.auth.jwt_secret_file);
     }
     Ok(config)
 }

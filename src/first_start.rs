@@ -53,6 +53,14 @@ pub async fn demo_business(data_dir: &Path, keys: &dyn KeyStore, now: Timestamp)
     Ok(true)
 }
 
+/// The demo business's key.
+pub fn demo_key(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join(DEMO_KEY_FILE);
+    let key = fs::read_to_string(&path)
+        .with_context(|| format!("no demo key at {}: has the server been started?", path.display()))?;
+    Ok(key.trim().to_owned())
+}
+
 /// Writes a file that only its owner can read. It appears whole or not at all.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let draft = path.with_extension("new");

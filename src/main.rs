@@ -37,6 +37,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keys(command) => commands::keys::run(&cli.settings, command).await,
         Command::Token(arguments) => commands::token::run(&cli.settings, &arguments).await,
         Command::Topics(command) => commands::topics::run(&cli.settings, command).await,
+        Command::Console => commands::console::run(&cli.settings),
         Command::Check(arguments) => commands::check::run(&cli.settings, &arguments),
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::routing::get;
 use eshaar_auth::Authenticator;
+use eshaar_auth::jwt::Issuer;
 use eshaar_gateway::Gateway;
 use eshaar_model::{Clock, Epoch, Lane};
 use eshaar_presence::Presence as _;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cli::{ServeArguments, Settings};
+use crate::commands::console;
 use crate::config::{self, Config};
 use crate::first_start;
 
@@ -60,12 +62,13 @@ pub async fn run(settings: &Settings, arguments: &ServeArguments) -> anyhow::Res
     let (stages, stop_stages) = start_stages(&engines, &config);
     let closed = CancellationToken::new();
     let gateway = start_gateway(&engines, &config, closed.clone()).await?;
-    let router = router(&engines, &config, &gateway, rendered, told_to_stop.clone())?;
+    let router = router(&engines, &config, &gateway, rendered, told_to_stop.clone()).await?;
     let http = tokio::spawn({
         let (options, closed) = (config.http.clone(), closed.clone());
         async move { listener::serve(listener, router, &options, closed, GRACE).await }
     });
-    welcome(&config, address, is_new)?;
+    let console_link = console::link(&config, engines.clock.now())?;
+    welcome(&config, address, is_new, &console_link);
     info!(%address, data_dir = %config.data_dir.display(), "serving");
 
     told_to_stop.cancelled().await;
@@ -149,7 +152,7 @@ async fn start_gateway(engines: &Engines, config: &Config, closed: CancellationT
     Gateway::start(deps, config.gateway.clone(), closed).await.context("cannot start the gateway")
 }
 
-fn router(
+async fn router(
     engines: &Engines,
     config: &Config,
     gateway: &Gateway,
@@ -165,7 +168,15 @@ fn router(
     };
     let api = eshaar_ingest::router(deps, config.ingest.clone());
     let registry = eshaar_schemas::registry::http::router(engines.registry.clone(), Access::ReadOnly);
+    let console = eshaar_ingest::console::router(eshaar_ingest::console::Deps {
+        api: api.clone(),
+        api_key: first_start::demo_key(&config.data_dir)?,
+        issuer: Arc::new(Issuer::new(&config.auth).await?),
+        secret: console::secret(config)?,
+        clock: engines.clock.clone(),
+    });
     Ok(api
+        .merge(console)
         .merge(gateway.router())
         .nest("/registry", registry)
         .merge(health(engines, draining).router())
@@ -233,7 +244,7 @@ async fn close(engines: Engines) {
 
 /// Says where to go.
 #[expect(clippy::print_stdout, reason = "the one thing a new user looks at")]
-fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool) -> anyhow::Result<()> {
+fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool, console_link: &str) {
     let data_dir = config.data_dir.display();
     println!("eshaar is serving on http://{address}");
     if is_new {
@@ -241,9 +252,9 @@ fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool) -> anyh
     }
     println!(
         "
+  in a page   http://{address}{console_link}
   a phone     eshaar listen --phone +966500000001
   a message   eshaar send --to +966500000001 'Hello'
-  in a page   http://{address}/console
   the API     http://{address}/docs
   the topics  eshaar topics tail messages.accepted
   schemas     http://{address}/registry/subjects
@@ -251,5 +262,4 @@ fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool) -> anyh
 
 Ctrl-C stops it; nothing accepted is lost."
     );
-    Ok(())
 }

@@ -16,7 +16,7 @@ use crate::commands::token;
 use crate::config;
 
 /// How long a token is valid that this command makes for itself.
-const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+const TOKEN_TTL: Duration = Duration::from_hours(24);
 
 type Socket = WebSocketStream<TcpStream>;
 

@@ -93,7 +93,7 @@ async fn bulk(arguments: &SendArguments, key: &str, file: &Path) -> anyhow::Resu
             .with_context(|| format!("an answer line of {} bytes is not one", text.len()))?
         {
             Line::Refused { line, error } => {
-                counted.suspend(|| println!("line {line}: {} ({})", error.detail, error.code))
+                counted.suspend(|| println!("line {line}: {} ({})", error.detail, error.code));
             }
             Line::Accepted { line, id } if arguments.verbose => counted.suspend(|| println!("line {line}: {id}")),
             Line::Accepted { .. } => {}

@@ -31,7 +31,7 @@ pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<
 
 fn list(config: &Config) -> anyhow::Result<()> {
     let log = ReadOnlyLog::open(&config.log.dir).ok();
-    println!("{:<20} {:>10} {:>6} {:>12}  {:<13} {}", "topic", "partitions", "kept", "records", "value", "from → to");
+    println!("{:<20} {:>10} {:>6} {:>12}  {:<13} from → to", "topic", "partitions", "kept", "records", "value");
     for topic in Topic::ALL {
         let spec = topic.spec();
         let records = match &log {
