@@ -195,7 +195,8 @@ impl File {
             Ok(found)
         };
         let found = read().map_err(failed("read records"))?;
-        match found.iter().find(|batch| !batch.is_whole()) {
+        let gap = found.windows(2).find(|pair| pair[0].end() != pair[1].base).map(|pair| &pair[1]);
+        match found.iter().find(|batch| !batch.is_whole()).or(gap) {
             Some(bad) => Err(LogError::Engine {
                 action: "read records",
                 reason: format!("the batch at offset {} of partition {partition} of {topic} is damaged", bad.base),

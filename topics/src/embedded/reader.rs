@@ -14,6 +14,9 @@ use crate::{LogError, Reader, Record, Topic};
 /// How many records are looked for before anybody asks for a number.
 const GLANCE: usize = 1;
 
+/// How often what should be in the file may not be found there, in a row.
+const MOST_MISSED: usize = 3;
+
 type Fetch = Pin<Box<dyn Future<Output = Result<Vec<Batch>, LogError>> + Send>>;
 
 /// A reader of one partition.
@@ -76,14 +79,18 @@ impl Reader for PartitionReader {
                 let batches = fetch.await;
                 self.fetch = None;
                 self.hand = batches?.into();
-                // Between the look and the read the sweep may have let the records go; not again and again.
-                missed += usize::from(self.hand.is_empty());
-                if missed > 3 {
-                    let reason = format!("offset {} of {:?} is not in the file", self.next, self.source());
-                    return Err(LogError::Engine { action: "read records", reason });
-                }
-                if let Some(oldest) = self.hand.front() {
-                    self.next = self.next.max(oldest.base);
+                let oldest = self.hand.front().map_or(u64::MAX, |batch| batch.base);
+                // Between the look and the read the sweep may have let the records go: then the start moves, too, and
+                // it is looked for again. Where it does not, the file lacks what it must have.
+                if oldest > self.next && self.partition().bounds().start < oldest {
+                    self.hand.clear();
+                    missed += 1;
+                    if missed > MOST_MISSED {
+                        let reason = format!("offset {} of {:?} is not in the file", self.next, self.source());
+                        return Err(LogError::Engine { action: "read records", reason });
+                    }
+                } else {
+                    self.next = self.next.max(oldest);
                 }
                 continue;
             }

@@ -39,7 +39,7 @@ async fn read_all(log: &EmbeddedLog, topic: Topic, partition: u32) -> Vec<Record
     let bounds = log.bounds(topic, partition).await.unwrap();
     let mut reader = log.read(topic, partition, 0).await.unwrap();
     let mut records = Vec::new();
-    while (records.len() as u64) < bounds.end {
+    while reader.next_offset() < bounds.end {
         reader.ready().await.unwrap();
         records.extend(reader.take(1000));
     }

@@ -174,6 +174,24 @@ async fn a_damaged_row_is_an_error_that_says_where_it_is() {
 }
 
 #[tokio::test]
+async fn a_gap_in_the_file_is_an_error_and_is_not_passed_over() {
+    let opened = Opened::with(|options| options.tail_bytes = 0).await;
+    for _ in 0..4 {
+        opened.log.append(vec![record(TOPIC, 0, 100, &opened); 3]).await.unwrap();
+    }
+    let file = rusqlite::Connection::open(crate::embedded::file::path_in(&opened.options.dir)).unwrap();
+    file.execute("DELETE FROM batches WHERE id & 0xffff = 3", []).unwrap();
+    for offset in [0, 3, 4] {
+        let mut reader = opened.log.read(TOPIC, 0, offset).await.unwrap();
+        let error = reader.ready().await.unwrap_err().to_string();
+        assert!(error.contains("read records"), "{error}");
+    }
+    let mut behind = opened.log.read(TOPIC, 0, 6).await.unwrap();
+    behind.ready().await.unwrap();
+    assert_eq!(behind.take(10).len(), 6);
+}
+
+#[tokio::test]
 async fn a_file_with_other_partition_counts_is_not_opened() {
     let opened = Opened::with(|_| {}).await;
     opened.log.close().await;
