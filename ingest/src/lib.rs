@@ -33,6 +33,7 @@ use eshaar_schemas::Codecs;
 use eshaar_store::Store;
 use eshaar_topics::Log;
 
+pub use openapi::document as openapi_document;
 pub use options::{BulkOptions, Options};
 pub use router::router;
 

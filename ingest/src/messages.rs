@@ -10,6 +10,7 @@ use eshaar_service::{Problem, metrics as names};
 use eshaar_store::SentQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::context::Origin;
@@ -17,20 +18,37 @@ use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
 use crate::submit::{self, Draft, Form, Sender};
 use crate::view::{self, MessageDetails, MessageView};
-use crate::{App, body, problems};
+use crate::{App, body, openapi, problems};
 
 /// The answer to a submission.
-#[derive(Debug, Serialize)]
-struct Accepted {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Accepted {
+    #[schema(value_type = String, format = "uuid")]
     id: MessageId,
+    #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
+    #[schema(value_type = openapi::Status)]
     status: Status,
+    #[schema(value_type = String, example = "+966501234567")]
     to: Phone,
+    /// Of a chat message.
+    #[schema(format = "uuid")]
     conversation_id: Option<String>,
+    #[schema(value_type = String, format = DateTime)]
     sent_at: Timestamp,
 }
 
-/// Takes a message.
+/// Send a message
+///
+/// It is answered once the message is on disk, and will be delivered. Needs the permission `messages:send`.
+#[utoipa::path(
+    post, path = "/v1/messages", tag = "messages", operation_id = "send_message",
+    params(openapi::IdempotencyKey),
+    request_body = openapi::Submission,
+    responses((status = 202, description = "Accepted", body = Accepted, headers(
+        ("Idempotency-Replayed" = Option<bool>, description = "`true` when this is the answer of an earlier request")
+    )))
+)]
 pub(crate) async fn send(
     State(app): State<App>,
     caller: Caller,
@@ -109,7 +127,14 @@ fn accepted(answer: Bytes, replayed: bool) -> Response {
     response
 }
 
-/// Shows a message to its sender or its recipient.
+/// Show a message
+///
+/// With its status and timeline, to the business that sent it or the phone that it was sent to.
+#[utoipa::path(
+    get, path = "/v1/messages/{id}", tag = "messages", operation_id = "get_message",
+    params(openapi::MessageIdPath),
+    responses((status = 200, description = "The message", body = MessageDetails))
+)]
 pub(crate) async fn get(
     State(app): State<App>,
     caller: Caller,
@@ -122,13 +147,21 @@ pub(crate) async fn get(
 }
 
 /// A page of what a business has sent.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Page {
     messages: Vec<MessageView>,
+    /// Give it back as `cursor` for the next page; null at the end. A filtered page may be short and have a next.
     next_cursor: Option<String>,
 }
 
-/// Lists what a business has sent, newest first.
+/// List what you have sent
+///
+/// Newest first; for businesses.
+#[utoipa::path(
+    get, path = "/v1/messages", tag = "messages", operation_id = "list_messages",
+    params(openapi::ListQuery),
+    responses((status = 200, description = "A page of messages", body = Page))
+)]
 pub(crate) async fn list(
     State(app): State<App>,
     caller: Caller,

@@ -1,9 +1,279 @@
-//! The API, described.
+//! The API, described: OpenAPI 3.1 at `/openapi.json`, for people at `/docs`.
+//!
+//! Each handler describes its own path; here is what they share: the form of a submission, parameters, credentials, and
+//! the problems that every operation may answer.
 
 use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
+use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
 
-use crate::App;
+use crate::{App, bulk, messages, read, stream};
 
+/// Of a bulk request.
+pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
+     {\"to\": \"+966501234568\", \"type\": \"one_way\", \"content\": \"two\", \"idempotency_key\": \"tx-82\"}\n";
+/// Of a bulk answer.
+pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000-7000-8000-000000000000\",\"status\":\"sent\"}\n\
+     {\"line\":2,\"error\":{\"code\":\"invalid_phone\",\"detail\":\"expected an E.164 phone number\",\"field\":\"to\"}}\n\
+     {\"accepted\":1,\"rejected\":1}\n";
+
+/// What an operation may answer besides what it is for: its name, and these.
+const PROBLEMS: [(&str, &[u16]); 6] = [
+    ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 500, 503]),
+    ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
+    ("get_message", &[400, 401, 404, 500, 503]),
+    ("list_messages", &[400, 401, 403, 500, 503]),
+    ("mark_read", &[400, 401, 403, 404, 500, 503]),
+    ("read_stream", &[400, 401, 403, 500, 503]),
+];
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "eshaar",
+        description = "Delivers messages of businesses to mobile users. Every error is `application/problem+json` with \
+                       a stable `code`; every answer has an `X-Correlation-Id`."
+    ),
+    paths(messages::send, messages::list, messages::get, bulk::send, read::mark, stream::read),
+    components(schemas(Submission, ProblemDocument)),
+    security(("api_key" = []), ("token" = [])),
+    tags((name = "messages", description = "Sending messages, and seeing what became of them")),
+    modifiers(&Shared)
+)]
+struct Document;
+
+/// A message to be sent. Fields that are not named here are refused.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what `submit` reads")]
+pub(crate) struct Submission {
+    /// The phone, in E.164; a number that its country could have.
+    #[schema(pattern = r"^\+[1-9][0-9]{6,14}$", example = "+966501234567")]
+    to: String,
+    /// `one_way` when it is left out.
+    r#type: Option<MessageType>,
+    /// Markup is made harmless; control characters other than tab and line ends are refused.
+    #[schema(min_length = 1, max_length = 10_000, example = "Your card was used.")]
+    content: String,
+    /// `normal` when it is left out. Order holds within a priority.
+    priority: Option<Priority>,
+    /// Not delivered after so many seconds.
+    #[schema(minimum = 1, maximum = 2_592_000, example = 3_600)]
+    ttl_s: Option<i64>,
+    /// Your own reference; it comes back wherever the message is shown.
+    #[schema(min_length = 1, max_length = 128, example = "tx-81")]
+    reference: Option<String>,
+    /// Messages of one key replace one another on the screen. At most 64 bytes.
+    #[schema(min_length = 1, max_length = 64, example = "card")]
+    collapse_key: Option<String>,
+}
+
+/// An error (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+struct ProblemDocument {
+    #[schema(example = "about:blank")]
+    r#type: String,
+    #[schema(example = "Bad Request")]
+    title: String,
+    #[schema(minimum = 400, maximum = 599, example = 400)]
+    status: u16,
+    /// Stable, for programs.
+    #[schema(pattern = "^[a-z0-9_]+$", example = "content_too_long")]
+    code: String,
+    /// What is wrong and what is allowed, for people. Never what was sent.
+    #[schema(example = "must have at most 10000 characters, has 10001")]
+    detail: String,
+    /// The field, parameter or header at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "content")]
+    field: Option<String>,
+}
+
+/// `chat` comes later.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MessageType {
+    OneWay,
+    Chat,
+}
+
+/// Which message waits behind which.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Priority {
+    High,
+    Normal,
+    Low,
+}
+
+/// `sent` < `failed`, `expired`, `cancelled` < `delivered` < `read`: a status only moves up.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    Sent,
+    Failed,
+    Expired,
+    Cancelled,
+    Delivered,
+    Read,
+}
+
+/// An attached file.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Attachment {
+    id: String,
+    content_type: String,
+    size_bytes: i64,
+    file_name: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it describes what `idempotency` reads")]
+pub(crate) struct IdempotencyKey {
+    /// However often a request is repeated with the same key and body, within 24 hours, it is one message, with one answer.
+    #[param(
+        rename = "Idempotency-Key",
+        pattern = "^[!-~]{1,128}$",
+        min_length = 1,
+        max_length = 128,
+        nullable = false
+    )]
+    idempotency_key: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct MessageIdPath {
+    /// The message.
+    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `messages` reads")]
+pub(crate) struct ListQuery {
+    /// Of this type only.
+    #[param(inline, nullable = false)]
+    r#type: Option<MessageType>,
+    /// At this status only.
+    #[param(inline, nullable = false)]
+    status: Option<Status>,
+    /// To this phone only.
+    #[param(pattern = r"^\+[1-9][0-9]{6,14}$", nullable = false)]
+    to: Option<String>,
+    /// The `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
+    cursor: Option<String>,
+    /// Most messages of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `stream` reads")]
+pub(crate) struct StreamQuery {
+    /// A cursor, of here or of the WebSocket.
+    #[param(pattern = "^[A-Za-z0-9_-]{7,80}$", nullable = false)]
+    after: Option<String>,
+    /// Most messages of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
+}
+
+/// Adds to every operation what all have in common.
+struct Shared;
+
+impl Modify for Shared {
+    fn modify(&self, document: &mut OpenApi) {
+        let bearer = |format: &str, description: &str| {
+            let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format(format);
+            SecurityScheme::Http(scheme.description(Some(description)).build())
+        };
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("api_key", bearer("esk_…", "An API key of a business"));
+        components.add_security_scheme("token", bearer("JWT", "A mobile user's token; its `sub` is the phone"));
+        for path in document.paths.paths.values_mut() {
+            operations(path).for_each(share);
+        }
+    }
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [path.get.as_mut(), path.post.as_mut(), path.put.as_mut(), path.delete.as_mut()].into_iter().flatten()
+}
+
+fn share(operation: &mut Operation) {
+    let text = |pattern: &str| ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern));
+    let correlation = ParameterBuilder::new()
+        .name("X-Correlation-Id")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("Joins logs, records and answers; a new one is made when it is left out"))
+        .schema(Some(text("^[!-~]{1,64}$")))
+        .build();
+    operation.parameters.get_or_insert_default().push(RefOr::T(correlation));
+    let name = operation.operation_id.as_deref().unwrap_or_default();
+    let statuses = PROBLEMS.iter().find(|(known, _)| *known == name).map(|(_, statuses)| *statuses);
+    for status in statuses.unwrap_or_default() {
+        operation.responses.responses.insert(status.to_string(), RefOr::T(problem(*status)));
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            let header = HeaderBuilder::new().schema(Some(text("^[!-~]{1,64}$"))).build();
+            response.headers.insert("X-Correlation-Id".to_owned(), RefOr::T(header));
+        }
+    }
+}
+
+fn problem(status: u16) -> utoipa::openapi::Response {
+    let description = match status {
+        400 => "A field, a parameter, a header or the JSON is wrong; `field` says which",
+        401 => "No credential, or one that is wrong, expired or revoked",
+        403 => "The credential does not allow this",
+        404 => "There is no such message, or it is not yours",
+        408 => "The body came too slowly",
+        409 => "The first request with this Idempotency-Key is still being answered",
+        413 => "The body is too large",
+        415 => "The type or encoding of the body is not one of those named here",
+        422 => "The Idempotency-Key was used with another body",
+        500 => "A failure of this service",
+        _ => "Overloaded, stopping, or an engine does not answer: see `Retry-After`",
+    };
+    let content = Content::new(Some(Ref::from_schema_name("Problem")));
+    let response = ResponseBuilder::new().description(description).content("application/problem+json", content);
+    let integer = || HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::Integer))).build();
+    let string = || HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String))).build();
+    match status {
+        401 => response.header("WWW-Authenticate", string()).build(),
+        409 | 503 => response.header("Retry-After", integer()).build(),
+        _ => response.build(),
+    }
+}
+
+/// The OpenAPI document of the HTTP API.
+pub fn document() -> OpenApi {
+    Document::openapi()
+}
+
+/// `/openapi.json` and `/docs`.
 pub(crate) fn router() -> Router<App> {
-    Router::new()
+    let json = Bytes::from(serde_json::to_vec(&document()).unwrap_or_default());
+    let answer = move || async move {
+        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+    };
+    let ui = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
+    Router::new().route("/openapi.json", get(answer)).merge(ui)
 }

@@ -12,20 +12,31 @@ use eshaar_service::Problem;
 use eshaar_store::StoredMessage;
 use eshaar_topics::{NewRecord, flow};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::{App, problems, submit, view};
+use crate::{App, openapi, problems, submit, view};
 
 /// The answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ReadAnswer {
+    #[schema(value_type = String, format = "uuid")]
     id: MessageId,
+    #[schema(value_type = openapi::Status)]
     status: Status,
+    #[schema(value_type = String, format = DateTime)]
     read_at: Timestamp,
 }
 
-/// Marks a message as read. Once read it stays so: a repeat answers the first time and writes nothing.
+/// Mark a message as read
+///
+/// By the phone that it was sent to. Once read it stays so: a repeat answers the first time and changes nothing.
+#[utoipa::path(
+    post, path = "/v1/messages/{id}/read", tag = "messages", operation_id = "mark_read",
+    params(openapi::MessageIdPath),
+    responses((status = 200, description = "It is read", body = ReadAnswer))
+)]
 pub(crate) async fn mark(
     State(app): State<App>,
     caller: Caller,

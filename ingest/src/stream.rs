@@ -11,16 +11,18 @@ use eshaar_service::Problem;
 use eshaar_store::{StoreError, StreamRow};
 use eshaar_topics::{Topic, partitioner};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::query::Parameters;
-use crate::{App, problems, view};
+use crate::{App, openapi, problems, view};
 
 /// A page of a stream, oldest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct StreamAnswer {
     messages: Vec<StreamMessage>,
     /// Give it back as `after` for what comes next.
+    #[schema(value_type = String)]
     cursor: Cursor,
     /// Whether more waits already.
     more: bool,
@@ -28,30 +30,40 @@ pub(crate) struct StreamAnswer {
 }
 
 /// A message, as the WebSocket's frame `message` has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct StreamMessage {
+    #[schema(value_type = String, format = "uuid")]
     id: MessageId,
+    /// It stands for this message and everything before it.
+    #[schema(value_type = String)]
     cursor: Cursor,
+    #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
     from: String,
+    #[schema(format = "uuid")]
     conversation_id: Option<String>,
     content: String,
+    #[schema(value_type = Vec<openapi::Attachment>)]
     media: Vec<Media>,
+    #[schema(value_type = openapi::Priority)]
     priority: Priority,
+    #[schema(value_type = String, format = DateTime)]
     sent_at: Timestamp,
     reference: Option<String>,
     collapse_key: Option<String>,
 }
 
 /// Something may be missing between the cursor given and what follows.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Gap {
     reason: GapReason,
+    /// Where what follows begins.
+    #[schema(value_type = String)]
     oldest: Cursor,
 }
 
 /// Why a cursor does not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum GapReason {
     /// Something behind it may be gone.
@@ -62,7 +74,15 @@ enum GapReason {
     PastHead,
 }
 
-/// Reads a page of the caller's stream.
+/// Read your stream
+///
+/// What the WebSocket would send, oldest first; for phones. Reading acknowledges nothing. Without `after` it begins behind
+/// what any of the user's devices acknowledged.
+#[utoipa::path(
+    get, path = "/v1/stream", tag = "messages", operation_id = "read_stream",
+    params(openapi::StreamQuery),
+    responses((status = 200, description = "A page of the stream", body = StreamAnswer))
+)]
 pub(crate) async fn read(
     State(app): State<App>,
     caller: Caller,

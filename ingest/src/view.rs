@@ -8,8 +8,9 @@ use eshaar_schemas::{Codecs, DecodeError, Media, Message};
 use eshaar_service::Problem;
 use eshaar_store::StoredMessage;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::{App, problems};
+use crate::{App, openapi, problems};
 
 /// A message accepted this short a time ago may not have reached the store yet: it is looked for again.
 const FRESH_MS: i64 = 10_000;
@@ -18,27 +19,40 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LOOKS: usize = 20;
 
 /// A message, without its timeline.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct MessageView {
+    #[schema(value_type = String, format = "uuid")]
     id: MessageId,
+    #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
+    /// The highest step reached; `expired` by the clock.
+    #[schema(value_type = openapi::Status)]
     status: Status,
+    /// A business id, or a phone.
     from: String,
+    /// A phone, or a business id.
     to: String,
+    /// Of a chat message.
+    #[schema(format = "uuid")]
     conversation_id: Option<String>,
     content: String,
+    #[schema(value_type = Vec<openapi::Attachment>)]
     media: Vec<Media>,
+    #[schema(value_type = openapi::Priority)]
     priority: Priority,
+    #[schema(value_type = String, format = DateTime)]
     sent_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
     reference: Option<String>,
     collapse_key: Option<String>,
     correlation_id: String,
+    /// Why it failed: a stable code.
     failure_reason: Option<String>,
 }
 
 /// A message with its timeline.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct MessageDetails {
     #[serde(flatten)]
     message: MessageView,
@@ -46,9 +60,11 @@ pub(crate) struct MessageDetails {
 }
 
 /// A step that a message reached.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct TimelineStep {
+    #[schema(value_type = openapi::Status)]
     step: Status,
+    #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
     /// Of `sent`: partition of `messages.accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]

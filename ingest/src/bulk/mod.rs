@@ -26,7 +26,7 @@ use crate::caller::Caller;
 use crate::context::Origin;
 use crate::idempotency::{self, Held, REPLAYED, Turn};
 use crate::submit::LineIds;
-use crate::{App, body, problems};
+use crate::{App, body, openapi, problems};
 use answers::{Answers, Stop};
 use gather::{Gather, Gathered};
 use lines::Lines;
@@ -45,7 +45,22 @@ struct Submission {
     ids: Option<LineIds>,
 }
 
-/// Takes a stream of messages.
+/// Send many messages
+///
+/// One message a line, answered by one line each, in order, while the upload goes on; the last line is the total. A line
+/// that is refused does not fail the rest. `Content-Encoding: gzip` and `zstd` are understood. With an Idempotency-Key a
+/// repeat of the request sends only what was not sent before. Needs the permission `messages:send`.
+#[utoipa::path(
+    post, path = "/v1/messages/bulk", tag = "messages", operation_id = "send_messages",
+    params(openapi::IdempotencyKey),
+    request_body(content = String, content_type = "application/x-ndjson",
+        description = "One message a line, as in `POST /v1/messages`; each may have an `idempotency_key`",
+        example = json!(openapi::BULK_EXAMPLE)),
+    responses((status = 200, description = "A result a line, then the total", body = String,
+        content_type = "application/x-ndjson",
+        headers(("Idempotency-Replayed" = Option<bool>, description = "`true` when the request was sent before")),
+        example = json!(openapi::BULK_ANSWER_EXAMPLE)))
+)]
 pub(crate) async fn send(
     State(app): State<App>,
     caller: Caller,

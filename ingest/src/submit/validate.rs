@@ -199,8 +199,8 @@ mod tests {
         parse(&submission(change), Form::Single, 16)
     }
 
-    fn refusal(change: Value) -> (String, &'static str) {
-        let problem = check(&change).unwrap_err();
+    fn refusal(change: &Value) -> (String, &'static str) {
+        let problem = check(change).unwrap_err();
         (problem.field.unwrap_or_default(), problem.code)
     }
 
@@ -256,7 +256,7 @@ mod tests {
             (json!({ "idempotency_key": "x" }), "idempotency_key", "unknown_field"),
         ];
         for (change, field, code) in cases {
-            assert_eq!(refusal(change.clone()), (field.to_owned(), code), "{change}");
+            assert_eq!(refusal(&change), (field.to_owned(), code), "{change}");
         }
     }
 

@@ -1,7 +1,6 @@
 use axum::body::Body;
 use eshaar_auth::keys;
 use eshaar_model::Permission;
-use eshaar_store::KeyStore as _;
 use http::Method;
 use serde_json::json;
 

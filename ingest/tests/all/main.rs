@@ -3,6 +3,7 @@
 
 mod access;
 mod bulk;
+mod description;
 mod fixture;
 mod idempotency;
 mod limits;

@@ -1,0 +1,70 @@
+use axum::body::Body;
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::fixture::{Fixture, PHONE, request, submission};
+
+/// A schema, or the one that it refers to.
+fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    let referred = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+    referred.map_or(schema, |pointer| document.pointer(pointer).unwrap())
+}
+
+#[tokio::test]
+async fn the_document_and_the_pages_are_served_without_a_credential() {
+    let fixture = Fixture::new().await;
+    let document = fixture.get("/openapi.json", "").await;
+    assert_eq!((document.status.as_u16(), document.header("content-type")), (200, Some("application/json")));
+    assert_eq!(document.json()["openapi"], "3.1.0");
+    assert_eq!(fixture.get("/docs/", "").await.status, 200);
+    assert_eq!(fixture.get("/docs", "").await.status, 303);
+    fixture.get("/docs/nothing.js", "").await.problem(404);
+}
+
+#[tokio::test]
+async fn every_operation_says_who_may_call_it_and_every_problem_it_may_answer() {
+    let document = Fixture::new().await.get("/openapi.json", "").await.json();
+    let mut operations = 0;
+    for path in document["paths"].as_object().unwrap().values() {
+        for operation in path.as_object().unwrap().values() {
+            operations += 1;
+            for status in ["400", "401", "500", "503"] {
+                let answer = &operation["responses"][status];
+                let schema = &answer["content"]["application/problem+json"]["schema"];
+                assert_eq!(
+                    resolve(&document, schema)["required"],
+                    json!(["type", "title", "status", "code", "detail"])
+                );
+            }
+        }
+    }
+    assert_eq!(operations, 6);
+    assert_eq!(document["components"]["securitySchemes"]["api_key"]["scheme"], "bearer");
+}
+
+#[tokio::test]
+async fn what_is_answered_is_what_is_described() {
+    let fixture = Fixture::new().await;
+    let document = fixture.get("/openapi.json", "").await.json();
+    let key = fixture.sender().await;
+    let sent = fixture.call(submission(&key, &[], json!({ "to": PHONE, "content": "a" }).to_string())).await.json();
+    fixture.archive().await;
+    let id = sent["id"].as_str().unwrap();
+    let phone = fixture.token(PHONE);
+    let read = request(Method::POST, &format!("/v1/messages/{id}/read"), &phone, &[], Body::empty());
+    for (schema, answer) in [
+        ("Accepted", sent.clone()),
+        ("Page", fixture.get("/v1/messages", &key).await.json()),
+        ("MessageView", fixture.get("/v1/messages", &key).await.json()["messages"][0].clone()),
+        ("StreamAnswer", fixture.get("/v1/stream", &phone).await.json()),
+        ("ReadAnswer", fixture.call(read).await.json()),
+        ("Problem", fixture.get("/v1/messages?limit=0", &key).await.json()),
+    ] {
+        let described = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
+        let mut described: Vec<_> = described.keys().collect();
+        let mut found: Vec<_> = answer.as_object().unwrap().keys().collect();
+        described.sort();
+        found.sort();
+        assert_eq!(found, described, "{schema}");
+    }
+}
