@@ -114,7 +114,7 @@ NO_MESSAGES = {
     "a list": b"[]",
     "null": b"null",
     "not UTF-8": b'"\xff\xfe"',
-    "a deep one": b"[" * 100_000,
+    "a deep one": b"[" * 10_000,
 }
 
 
@@ -141,7 +141,7 @@ async def test_errors_have_a_stable_code(demo: Business):
 
 async def test_a_phone_may_not_send_and_a_business_has_no_stream(demo: Business, phone: Phone):
     async with Business(demo.url, phone.token) as user:
-        problem(await user.post(phone.number, "hello"), 403, "business_only")
+        problem(await user.post(phone.number, "hello"), 403, "permission_missing")
     problem(await demo.http.get("/v1/stream"), 403, "phone_only")
 
 
