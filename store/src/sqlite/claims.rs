@@ -18,13 +18,16 @@ impl ClaimStore for Sqlite {
     async fn claim(&self, key: &ClaimKey, claim: Claim) -> Result<Claimed, StoreError> {
         let key = key.clone();
         let expired = self.clock.now().plus_millis(-KEPT_MS);
-        self.write(Operation::durable("claim"), 1, move |db| first_or_repeat(db, &key, &claim, expired)).await
+        self.write(Operation::durable("claim"), 1, move |tables| first_or_repeat(&tables.db, &key, &claim, expired))
+            .await
     }
 
     async fn answered(&self, key: &ClaimKey, answer: Bytes) -> Result<(), StoreError> {
         let key = key.clone();
-        self.write(Operation::new("answer_claim"), 1, move |db| {
-            db.prepare_cached("UPDATE claim SET answer = ?3 WHERE principal = ?1 AND key = ?2")?
+        self.write(Operation::new("answer_claim"), 1, move |tables| {
+            tables
+                .db
+                .prepare_cached("UPDATE claim SET answer = ?3 WHERE principal = ?1 AND key = ?2")?
                 .execute(params![key.principal, key.key, &answer[..]])
                 .map(drop)
         })
@@ -33,7 +36,7 @@ impl ClaimStore for Sqlite {
 
     async fn trim(&self, now: Timestamp) -> Result<usize, StoreError> {
         let expired = now.plus_millis(-KEPT_MS);
-        self.write(Operation::new("trim_claims"), TRIM_CLAIMS as usize, move |db| trim(db, expired)).await
+        self.write(Operation::new("trim_claims"), TRIM_CLAIMS as usize, move |tables| trim(&tables.db, expired)).await
     }
 }
 

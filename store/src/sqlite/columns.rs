@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use bytes::Bytes;
-use eshaar_model::{Phone, Timestamp};
+use eshaar_model::{Lane, Phone, Timestamp};
 use rusqlite::types::Type;
 use rusqlite::{Error, Result, Row};
 
@@ -21,6 +21,11 @@ pub(super) fn unsigned(row: &Row<'_>, column: usize) -> Result<u64> {
 pub(super) fn phone(row: &Row<'_>, column: usize) -> Result<Phone> {
     let value: i64 = row.get(column)?;
     Phone::from_digits(value as u64).ok_or(Error::IntegralValueOutOfRange(column, value))
+}
+
+pub(super) fn lane(row: &Row<'_>, column: usize) -> Result<Lane> {
+    let value: i64 = row.get(column)?;
+    Lane::from_index(value as usize).ok_or(Error::IntegralValueOutOfRange(column, value))
 }
 
 pub(super) fn timestamp(row: &Row<'_>, column: usize) -> Result<Timestamp> {

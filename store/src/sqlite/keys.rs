@@ -23,7 +23,7 @@ macro_rules! select_keys {
 #[async_trait]
 impl KeyStore for Sqlite {
     async fn put(&self, key: ApiKey) -> Result<(), StoreError> {
-        self.write(Operation::durable("put_key"), 1, move |db| put(db, &key)).await
+        self.write(Operation::durable("put_key"), 1, move |tables| put(&tables.db, &key)).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<ApiKey>, StoreError> {
@@ -41,8 +41,9 @@ impl KeyStore for Sqlite {
 
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError> {
         let id = id.to_owned();
-        self.write(Operation::durable("revoke_key"), 1, move |db| {
-            let revoked = db
+        self.write(Operation::durable("revoke_key"), 1, move |tables| {
+            let revoked = tables
+                .db
                 .prepare_cached("UPDATE api_key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1")?
                 .execute(params![id, at.as_millis()])?;
             Ok(revoked == 1)

@@ -16,11 +16,11 @@ const EXAMINED: usize = 5_000;
 #[async_trait]
 impl MessageStore for Sqlite {
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError> {
-        self.write(Operation::new("put_messages"), rows.len(), move |db| put(db, &rows)).await
+        self.write(Operation::new("put_messages"), rows.len(), move |tables| put(&tables.db, &rows)).await
     }
 
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError> {
-        self.write(Operation::new("reach"), steps.len(), move |db| reach(db, &steps)).await
+        self.write(Operation::new("reach"), steps.len(), move |tables| reach(&tables.db, &steps)).await
     }
 
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {

@@ -1,7 +1,7 @@
 //! The embedded store: one SQLite file.
 //!
 //! `options` · `schema` (the tables) · `queue` (from async callers to threads) · `writer` (one thread, groups of calls in
-//! one transaction) · then a file for each aggregate, with its SQL. Reads run on a few threads of their own and see every
+//! one transaction) · `recent` (what is not yet in the streams' index) · then a file for each aggregate, with its SQL. Reads run on a few threads of their own and see every
 //! write that has returned. Nothing that has returned is lost by a kill -9; what is said to be durable, by a power cut.
 
 mod claims;
@@ -10,6 +10,7 @@ mod keys;
 mod messages;
 mod options;
 mod queue;
+mod recent;
 mod schema;
 mod stream;
 mod writer;
@@ -27,7 +28,8 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use self::queue::{AbandonOnDrop, Queue};
-use self::writer::{Job, Writer};
+use self::recent::{Index, Recent};
+use self::writer::{Job, Tables, Writer};
 use crate::{Store, StoreEngine, StoreError};
 
 pub use self::options::Options;
@@ -35,7 +37,8 @@ pub use self::options::Options;
 type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Opens the store, making it where it is not there yet. Blocks for some milliseconds. Another process may have it open
-/// too (the command line does, to make keys): SQLite lets one write after the other.
+/// too (the command line does, to make keys): SQLite lets one write after the other. But streams belong to one process:
+/// what another appended is seen only when the store is opened again.
 pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
     let engine = Arc::new(Sqlite::open(options, clock).map_err(|reason| failed("open", &*reason))?);
     Ok(Store {
@@ -51,6 +54,7 @@ pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
 struct Sqlite {
     options: Options,
     clock: Clock,
+    recent: Arc<Recent>,
     writes: Arc<Queue<Box<dyn Job>>>,
     reads: Arc<Queue<Read>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -58,14 +62,23 @@ struct Sqlite {
 
 impl Sqlite {
     fn open(options: Options, clock: Clock) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let writer = Writer::new(schema::open_writer(&options)?);
+        let db = schema::open_writer(&options)?;
+        let index = Index::load(&db, options.index_rows as usize)?;
+        let recent = index.recent();
+        let writer = Writer::new(Tables { db, index });
         let connections = (0..options.readers.max(1)).map(|_| schema::open_reader(&options));
         let connections = connections.collect::<Result<Vec<_>, _>>()?;
         let writes = Arc::new(Queue::new(options.queue_rows, options.queue_wait()));
         let reads = Arc::new(Queue::new(options.queue_reads, options.queue_wait()));
         // From here on a failure drops the engine, and with it ends the threads that were started.
-        let engine =
-            Self { options, clock, writes: Arc::clone(&writes), reads: Arc::clone(&reads), threads: Mutex::default() };
+        let engine = Self {
+            options,
+            clock,
+            recent,
+            writes: Arc::clone(&writes),
+            reads: Arc::clone(&reads),
+            threads: Mutex::default(),
+        };
         engine.start("store-write".to_owned(), move || writer.run(&writes))?;
         for (number, db) in connections.into_iter().enumerate() {
             let reads = Arc::clone(&reads);
@@ -83,7 +96,7 @@ impl Sqlite {
     async fn write<T, F>(&self, operation: Operation, rows: usize, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        F: FnMut(&mut Tables) -> rusqlite::Result<T> + Send + 'static,
     {
         let started = Instant::now();
         let (reply, answer) = oneshot::channel();
@@ -184,14 +197,14 @@ struct Call<T, F> {
 impl<T, F> Job for Call<T, F>
 where
     T: Send,
-    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
+    F: FnMut(&mut Tables) -> rusqlite::Result<T> + Send,
 {
     fn durable(&self) -> bool {
         self.operation.durable
     }
 
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        self.result = Some((self.work)(db)?);
+    fn run(&mut self, tables: &mut Tables) -> rusqlite::Result<()> {
+        self.result = Some((self.work)(tables)?);
         Ok(())
     }
 

@@ -17,19 +17,24 @@ const APPLICATION_ID: i32 = 0x6573_6831;
 const MIGRATIONS: &[&str] = &[VERSION_1];
 
 const VERSION_1: &str = "
--- A phone's stream, in reading order within a lane. `body` is the value's row.
+-- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
+-- in memory (`recent`).
 CREATE TABLE stream (
     phone INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, offset INTEGER NOT NULL,
     at INTEGER NOT NULL, id BLOB NOT NULL, body INTEGER NOT NULL,
     PRIMARY KEY (phone, epoch, lane, offset)
 ) WITHOUT ROWID;
 
--- In the order of append, so that the oldest come first and go first. Knows its stream row, to take it along.
+-- The rows of all streams in the order of append, so that the oldest come first and go first. `body` only rises.
 CREATE TABLE stream_body (
     body INTEGER PRIMARY KEY,
     phone INTEGER NOT NULL, epoch INTEGER NOT NULL, lane INTEGER NOT NULL, offset INTEGER NOT NULL,
-    partition INTEGER NOT NULL, at INTEGER NOT NULL, expires_at INTEGER, value BLOB NOT NULL
+    partition INTEGER NOT NULL, at INTEGER NOT NULL, id BLOB NOT NULL, expires_at INTEGER, value BLOB NOT NULL
 );
+
+-- One row: up to this body, all rows are in the index.
+CREATE TABLE indexed (body INTEGER NOT NULL);
+INSERT INTO indexed VALUES (0);
 
 -- Of each lane's partition: the highest offset appended, and the lowest that was not let go of.
 CREATE TABLE head (

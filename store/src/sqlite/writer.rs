@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use tracing::warn;
 
 use super::queue::{AbandonOnDrop, Queue, Queued};
+use super::recent::Index;
 
 /// Most rows of a group: bounds how long a caller waits for the work of others.
 const GROUP_ROWS: u32 = 2_000;
@@ -19,14 +20,20 @@ pub(super) trait Job: Send {
     fn durable(&self) -> bool;
 
     /// Does the work, within the group's transaction. It is called again if the transaction fails.
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
+    fn run(&mut self, tables: &mut Tables) -> rusqlite::Result<()>;
 
     /// Tells the caller: the transaction was committed, or failed.
     fn settle(self: Box<Self>, error: Option<&rusqlite::Error>);
 }
 
+/// The tables, as a job sees them.
+pub(super) struct Tables {
+    pub(super) db: Connection,
+    pub(super) index: Index,
+}
+
 pub(super) struct Writer {
-    db: Connection,
+    tables: Tables,
     /// Whether `synchronous` stands at FULL.
     full: bool,
     /// Whether something was committed since the last fsync.
@@ -36,9 +43,9 @@ pub(super) struct Writer {
 type Group = [Queued<Box<dyn Job>>];
 
 impl Writer {
-    pub(super) fn new(db: Connection) -> Self {
+    pub(super) fn new(tables: Tables) -> Self {
         // What the process before us wrote may not have been fsynced.
-        Self { db, full: false, unsynced: true }
+        Self { tables, full: false, unsynced: true }
     }
 
     /// Writes until the queue is closed and empty.
@@ -47,10 +54,27 @@ impl Writer {
         loop {
             let group = queue.pop_group(GROUP_ROWS);
             if group.is_empty() {
-                return;
+                break;
             }
             self.write(group);
         }
+        if let Err(error) = self.write_index() {
+            // It is made again when the store is opened.
+            warn!(%error, "the index of streams was not written to its end");
+        }
+    }
+
+    /// Leaves nothing for the next opening to do; only where there was something to append.
+    fn write_index(&mut self) -> rusqlite::Result<()> {
+        if !self.tables.index.has_grown() {
+            return Ok(());
+        }
+        self.tables.index.begin();
+        self.tables.db.execute_batch("BEGIN IMMEDIATE")?;
+        self.tables.index.write_all(&self.tables.db)?;
+        self.tables.db.execute_batch("COMMIT")?;
+        self.tables.index.commit();
+        Ok(())
     }
 
     /// Writes a group; where it fails, each of its jobs alone, so that one of them does not fail the others.
@@ -71,24 +95,27 @@ impl Writer {
         let durable = group.iter().any(|queued| queued.job.durable());
         self.set_full(durable)?;
         let committed = self.run_group(group, durable);
-        if committed.is_err() && !self.db.is_autocommit() {
-            self.db.execute_batch("ROLLBACK")?;
+        if committed.is_err() && !self.tables.db.is_autocommit() {
+            self.tables.db.execute_batch("ROLLBACK")?;
         }
         committed
     }
 
     fn run_group(&mut self, group: &mut Group, durable: bool) -> rusqlite::Result<()> {
-        self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let before = self.db.total_changes();
+        self.tables.index.begin();
+        self.tables.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let before = self.tables.db.total_changes();
         for queued in group {
-            queued.job.run(&self.db)?;
+            queued.job.run(&mut self.tables)?;
         }
-        let mut wrote = self.db.total_changes() != before;
+        self.tables.index.write_some(&self.tables.db)?;
+        let mut wrote = self.tables.db.total_changes() != before;
         if durable && !wrote && self.unsynced {
             wrote = true;
-            self.db.prepare_cached("UPDATE synced SET times = times + 1")?.execute([])?;
+            self.tables.db.prepare_cached("UPDATE synced SET times = times + 1")?.execute([])?;
         }
-        self.db.prepare_cached("COMMIT")?.execute([])?;
+        self.tables.db.prepare_cached("COMMIT")?.execute([])?;
+        self.tables.index.commit();
         if wrote {
             self.unsynced = !durable;
         }
@@ -98,7 +125,7 @@ impl Writer {
     /// Only between transactions: SQLite ignores it within one.
     fn set_full(&mut self, full: bool) -> rusqlite::Result<()> {
         if full != self.full {
-            self.db.pragma_update(None, "synchronous", if full { "full" } else { "normal" })?;
+            self.tables.db.pragma_update(None, "synchronous", if full { "full" } else { "normal" })?;
             self.full = full;
         }
         Ok(())

@@ -13,22 +13,27 @@ use eshaar_model::Clock;
 use eshaar_store::conformance::{self, Subject};
 use eshaar_store::sqlite::{self, Options};
 
-/// A store in `folder`, with a clock that stands still.
+/// A store in `folder`, with a clock that stands still. Few index entries wait in memory, so that they are written often.
 fn open(folder: &Path) -> Subject {
+    open_with(Options { index_rows: 24, ..Options::at(folder.join("store.db")) })
+}
+
+fn open_with(options: Options) -> Subject {
     let clock = Clock::manual(conformance::start());
-    let store = sqlite::open(Options::at(folder.join("store.db")), clock.clone()).unwrap();
+    let store = sqlite::open(options, clock.clone()).unwrap();
     Subject { store, clock }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_conforms() {
-    let folder = tempfile::tempdir().unwrap();
-    let stores = Cell::new(0);
-    let fresh = || {
-        stores.set(stores.get() + 1);
-        let folder = folder.path().join(stores.get().to_string());
-        std::fs::create_dir(&folder).unwrap();
-        std::future::ready(open(&folder))
-    };
-    conformance::run(fresh).await.unwrap();
+    for index_rows in [0, 5, Options::default().index_rows] {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = Cell::new(0);
+        let fresh = || {
+            stores.set(stores.get() + 1);
+            let options = Options::at(folder.path().join(format!("{}.db", stores.get())));
+            std::future::ready(open_with(Options { index_rows, ..options }))
+        };
+        conformance::run(fresh).await.unwrap();
+    }
 }
