@@ -50,7 +50,7 @@ impl Archive {
             outcomes.push(self.collect(row, &mut rows));
         }
         let written = if rows.is_empty() { Ok(()) } else { self.store.messages.put(rows).await };
-        self.unless_failed(written, outcomes)
+        self.unless_failed(&written, outcomes)
     }
 
     async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
@@ -60,7 +60,7 @@ impl Archive {
             outcomes.push(self.collect(decoded.map(step).map_err(Error::from), &mut steps));
         }
         let written = if steps.is_empty() { Ok(()) } else { self.store.messages.reach(steps).await };
-        self.unless_failed(written, outcomes)
+        self.unless_failed(&written, outcomes)
     }
 
     fn collect<T>(&self, item: Result<T, Error>, items: &mut Vec<T>) -> Outcome {
@@ -75,10 +75,10 @@ impl Archive {
     }
 
     /// Whether the store has the batch is unknown when it failed: all of it again.
-    fn unless_failed(&self, written: Result<(), StoreError>, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    fn unless_failed(&self, written: &Result<(), StoreError>, outcomes: Vec<Outcome>) -> Vec<Outcome> {
         match written {
             Ok(()) => outcomes,
-            Err(error) => vec![pause(&self.clock, self.options.pause_ms, &error)],
+            Err(error) => vec![pause(&self.clock, self.options.pause_ms, error)],
         }
     }
 }

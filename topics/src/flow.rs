@@ -214,3 +214,129 @@ fn parse<'a, T>(
 fn phone(text: &str) -> Option<Phone> {
     text.strip_prefix('+')?.parse().ok().and_then(Phone::from_digits)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use eshaar_model::{MessageType, Priority, Status};
+    use eshaar_schemas::registry::embedded::EmbeddedRegistry;
+    use eshaar_schemas::{Hint, StatusHint};
+
+    use super::*;
+
+    const AT: Timestamp = Timestamp::from_millis(1_760_000_000_000);
+
+    async fn codecs() -> Codecs {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap());
+        let names = ["Message", "StatusChanged", "Delivery"];
+        Codecs::register(registry, &names.map(|name| (format!("{name}-value"), name))).await.unwrap()
+    }
+
+    fn message(recipient: &str) -> Message {
+        Message {
+            id: MessageId::new(AT),
+            r#type: MessageType::OneWay,
+            conversation_id: None,
+            sender: "acme-bank".to_owned(),
+            recipient: recipient.to_owned(),
+            content: "hello".to_owned(),
+            content_ciphertext: None,
+            content_key_id: None,
+            media: Vec::new(),
+            priority: Priority::High,
+            created_at: AT.as_millis(),
+            expires_at: Some(AT.as_millis() + 5),
+            reference: None,
+            collapse_key: None,
+            correlation_id: "c-1".to_owned(),
+            broadcast_id: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_stage_needs_of_a_message_is_in_its_headers() {
+        let (codecs, trace, message) = (codecs().await, TraceContext::new(), message("+966501234567"));
+        let record = accepted(&message, Lane::Bulk, &codecs, &trace).unwrap();
+        let (trace, envelope) = (trace.to_string(), Envelope::read(&record.headers).unwrap());
+        let expected = Envelope {
+            id: message.id,
+            lane: Lane::Bulk,
+            from: "acme-bank",
+            to: Some("+966501234567".parse().unwrap()),
+            expires_at: Some(AT.plus_millis(5)),
+            origin: Origin { traceparent: Some(&trace), correlation: Some("c-1") },
+        };
+        assert_eq!(envelope, expected);
+        assert_eq!((envelope.expired(AT.plus_millis(4)), envelope.expired(AT.plus_millis(5))), (false, true));
+        assert_eq!((&record.key[..], record.timestamp), (message.recipient.as_bytes(), AT));
+        assert_eq!(codecs.decode::<Message>(&record.value).unwrap(), message);
+    }
+
+    #[tokio::test]
+    async fn a_message_is_a_cloud_event() {
+        let record = accepted(&message("acme"), Lane::High, &codecs().await, &TraceContext::new()).unwrap();
+        let text = |name| record.headers.text(name);
+        assert_eq!((text(CE_SPECVERSION), text(CE_TYPE)), (Some("1.0"), Some("eshaar.message.accepted.v1")));
+        assert_eq!((text(CE_SOURCE), text(CE_TIME)), (Some("/eshaar"), Some("2025-10-09T08:53:20.000Z")));
+        assert_eq!(Envelope::read(&record.headers).unwrap().to, None);
+    }
+
+    #[tokio::test]
+    async fn a_chat_message_is_keyed_by_its_conversation() {
+        let conversation = MessageId::new(AT).to_string();
+        let message = Message { conversation_id: Some(conversation.clone()), ..message("+966501234567") };
+        let record = accepted(&message, Lane::High, &codecs().await, &TraceContext::new()).unwrap();
+        assert_eq!(&record.key[..], conversation.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_status_names_its_step_and_keeps_the_request_it_comes_from() {
+        let (codecs, message) = (codecs().await, message("+966501234567"));
+        let change = StatusChanged {
+            id: message.id,
+            status: Status::Read,
+            at: AT.as_millis(),
+            sender: message.sender,
+            recipient: message.recipient,
+            reason: None,
+        };
+        let origin = Origin { traceparent: None, correlation: Some("c-1") };
+        let record = status(&change, Bytes::from_static(b"key"), &codecs, origin).unwrap();
+        assert_eq!((record.topic, &record.key[..], record.timestamp), (Topic::MessageStatus, &b"key"[..], AT));
+        assert_eq!(record.headers.text(CE_ID), Some(format!("{}.read", change.id).as_str()));
+        assert_eq!((record.headers.text(FROM), Origin::of(&record.headers)), (Some("acme-bank"), origin));
+    }
+
+    #[tokio::test]
+    async fn a_hint_goes_to_the_slot_of_its_gateway() {
+        let status = "read".to_owned();
+        let hint = Hint::Status(StatusHint { id: MessageId::new(AT), status, at: AT.as_millis() });
+        let told = Delivery { principal: "acme-bank".to_owned(), hint };
+        let codecs = codecs().await;
+        let record = delivery(&told, 7, AT, &codecs, Origin::default()).unwrap();
+        assert_eq!((record.topic, record.partition, &record.key[..]), (Topic::Deliveries, Some(7), &b"acme-bank"[..]));
+        assert_eq!(codecs.decode::<Delivery>(&record.value).unwrap(), told);
+    }
+
+    #[test]
+    fn a_header_that_is_missing_or_cannot_be_read_is_named() {
+        let id = MessageId::new(AT).to_string();
+        let read = |headers: &[(&str, &str)]| {
+            let headers = Headers::new(headers.iter().map(|(name, value)| (*name, value.as_bytes())));
+            Envelope::read(&headers).map(|_| ()).map_err(|error| error.name)
+        };
+        let whole = [(CE_ID, id.as_str()), (LANE, "high"), (FROM, "acme-bank")];
+        assert_eq!(read(&whole), Ok(()));
+        for (place, (name, _)) in whole.into_iter().enumerate() {
+            let mut wrong = whole;
+            wrong[place].0 = "other";
+            assert_eq!(read(&wrong), Err(name));
+        }
+        for (name, value) in [(CE_ID, "7"), (LANE, "fast"), (TO, "0501234567"), (EXPIRES_MS, "soon")] {
+            assert_eq!(read(&[(name, value), whole[1], whole[2]]), Err(name));
+        }
+    }
+}

@@ -171,7 +171,9 @@ impl Route {
         let rows = arrivals.iter().map(|arrival| arrival.row.clone()).collect();
         self.ports.store.streams.append(partition.number, rows).await?;
         // Not before: a batch that is taken again must find the window as it was.
-        arrivals.iter().for_each(|Arrival { row, .. }| window.enter(row.id, row.position.offset, row.at, now));
+        for Arrival { row, .. } in &arrivals {
+            window.enter(row.id, row.position.offset, row.at, now);
+        }
         let online = self.online(&arrivals).await;
         for (place, hints) in self.hints(&mut partition.previous, &arrivals, &online, batch, now).await {
             outcomes[place] = hints;

@@ -46,10 +46,9 @@ impl Window {
     pub(super) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
         match self.lowest.get(&id) {
             Some(lowest) if *lowest < offset => Repeat::Yes,
-            // This very record, taken again; one that stands before it would have been entered before it.
-            Some(_) => Repeat::No,
             None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStream,
-            None => Repeat::No,
+            // New; or this very record, taken again: one that stands before it would have been entered before it.
+            Some(_) | None => Repeat::No,
         }
     }
 

@@ -53,16 +53,13 @@ impl Appender {
         if all.is_empty() {
             return Ok(());
         }
-        match self.append(all).await? {
-            Ok(()) => Ok(()),
+        if self.append(all).await?.is_err() {
             // Which of them it was is not known: one by one, so that only the one at fault becomes a dead letter.
-            Err(Refused(_)) => {
-                for (record, group) in batch.iter().zip(groups).filter(|(_, group)| !group.is_empty()) {
-                    self.append_alone(record, group).await?;
-                }
-                Ok(())
+            for (record, group) in batch.iter().zip(groups).filter(|(_, group)| !group.is_empty()) {
+                self.append_alone(record, group).await?;
             }
         }
+        Ok(())
     }
 
     async fn records_of(&self, record: &Received, effect: Effect, attempts: i32) -> Vec<NewRecord> {

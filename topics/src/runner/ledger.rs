@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(ledger.uncommitted(), []);
         ledger.settle(1, SOURCE, 14, None);
         let commit = Commit { generation: 1, offsets: vec![(Topic::LaneHigh, 3, 14)] };
-        assert_eq!(ledger.uncommitted(), [commit.clone()]);
+        assert_eq!(ledger.uncommitted(), std::slice::from_ref(&commit));
         ledger.committed(&commit);
         assert_eq!(ledger.uncommitted(), []);
     }

@@ -247,7 +247,7 @@ async fn a_partition_whose_dead_letter_is_refused_holds() {
     rig.log.failures.lock().extend(std::iter::repeat_with(refused).take(10));
     rig.pass(Duration::from_secs(5)).await;
     assert_eq!((rig.log.values(OUTPUT).len(), rig.log.committed(INPUT)), (0, None));
-    rig.pass(Duration::from_secs(60)).await;
+    rig.pass(Duration::from_mins(1)).await;
     assert_eq!((rig.letters().len(), rig.log.committed(INPUT)), (1, Some(2)));
 }
 
@@ -257,7 +257,7 @@ async fn a_pause_ends_when_the_clock_says_so_and_spends_no_attempt() {
     let paused_until = Some(Timestamp::from_millis(3_600_000));
     let stage = Scripted { paused_until, now: Some(clock.clone()), ..Scripted::default() };
     let rig = Rig::with(&["a", "pause", "b"], stage, clock, Arc::default()).await;
-    rig.pass(Duration::from_secs(600)).await;
+    rig.pass(Duration::from_mins(10)).await;
     assert_eq!(rig.log.values(OUTPUT), ["a"]);
     assert_eq!(rig.stage.tries(1), 1);
     rig.clock.advance_millis(3_600_000);

@@ -104,7 +104,7 @@ impl<S: Stage> Worker<S> {
                 let stop = (rest.len() == 1).then(|| Stop::Retry { reason: "the stage panicked".to_owned() });
                 Plan { effects: Vec::new(), stop }
             };
-            self.give_up_on_head(&mut plan, &head);
+            give_up_on_head(&mut plan, &head);
             let count = plan.effects.len();
             if count > 0 {
                 let attempts = i32::from(head.attempt.count()) + 1;
@@ -121,16 +121,6 @@ impl<S: Stage> Worker<S> {
         }
         self.appender.measures.batch(batch.len(), begun.elapsed());
         Ok(state)
-    }
-
-    /// The first record has failed on its last attempt: a dead letter.
-    fn give_up_on_head(&self, plan: &mut Plan, head: &Head) {
-        if plan.effects.is_empty()
-            && head.attempt.next().is_none()
-            && let Some(Stop::Retry { reason }) = plan.stop.take_if(|stop| matches!(stop, Stop::Retry { .. }))
-        {
-            plan.effects.push(Effect::Dead { code: EXHAUSTED, reason });
-        }
     }
 
     /// Waits before the first unsettled record is taken again.
@@ -188,6 +178,16 @@ impl<S: Stage> Worker<S> {
             self.unless_drained(tokio::time::sleep(wait)).await?;
             wait = (wait * 2).min(LONGEST_REOPEN);
         }
+    }
+}
+
+/// The first record has failed on its last attempt: a dead letter.
+fn give_up_on_head(plan: &mut Plan, head: &Head) {
+    if plan.effects.is_empty()
+        && head.attempt.next().is_none()
+        && let Some(Stop::Retry { reason }) = plan.stop.take_if(|stop| matches!(stop, Stop::Retry { .. }))
+    {
+        plan.effects.push(Effect::Dead { code: EXHAUSTED, reason });
     }
 }
 
