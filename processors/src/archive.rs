@@ -44,7 +44,7 @@ impl Archive {
         let (mut rows, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for record in batch {
             let row = match decode::<Message>(&self.codecs, &record.value).await {
-                Ok(message) => row(message, record),
+                Ok(message) => row(&message, record),
                 Err(error) => Err(error.into()),
             };
             outcomes.push(self.collect(row, &mut rows));
@@ -109,7 +109,7 @@ impl Stage for Archive {
 }
 
 /// A message as history keeps it.
-fn row(message: Message, record: &Received) -> Result<MessageRow, Error> {
+fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
     let LogPosition { partition, offset, .. } = record.position;
     let conversation = message.conversation_id.as_deref().map(str::parse).transpose();
     let conversation = conversation.map_err(|error| Error::invalid("conversation_id", &error))?;

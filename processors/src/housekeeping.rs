@@ -66,3 +66,34 @@ async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<(usize, us
     }
     Ok((rows, claims))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use eshaar_store::{Claim, ClaimKey};
+
+    use super::*;
+    use crate::testing::{Engines, START};
+
+    #[tokio::test]
+    async fn a_round_lets_go_of_what_is_past_its_time_and_of_nothing_else() {
+        let engines = Engines::open().await;
+        for (key, age_ms) in [("old", 25 * 3_600_000), ("new", 0)] {
+            let key = ClaimKey { principal: "acme-bank".to_owned(), key: key.to_owned() };
+            let claimed_at = START.plus_millis(-age_ms);
+            let claim = Claim { body_hash: [0; 32], minted: Bytes::new(), answer: None, claimed_at };
+            engines.store.claims.claim(&key, claim).await.unwrap();
+        }
+        assert_eq!(round(&engines.store, &engines.clock, 10).await.unwrap(), (0, 1));
+        assert_eq!(round(&engines.store, &engines.clock, 10).await.unwrap(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn it_ends_with_its_process() {
+        let engines = Engines::open().await;
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        run(engines.store.clone(), engines.clock.clone(), Options::default(), shutdown).await;
+    }
+}

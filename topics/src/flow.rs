@@ -195,11 +195,6 @@ impl<'a> Envelope<'a> {
             origin,
         })
     }
-
-    /// Whether its time has passed at `now`.
-    pub fn expired(&self, now: Timestamp) -> bool {
-        self.expires_at.is_some_and(|at| at <= now)
-    }
 }
 
 fn parse<'a, T>(
@@ -270,7 +265,6 @@ mod tests {
             origin: Origin { traceparent: Some(&trace), correlation: Some("c-1") },
         };
         assert_eq!(envelope, expected);
-        assert_eq!((envelope.expired(AT.plus_millis(4)), envelope.expired(AT.plus_millis(5))), (false, true));
         assert_eq!((&record.key[..], record.timestamp), (message.recipient.as_bytes(), AT));
         assert_eq!(codecs.decode::<Message>(&record.value).unwrap(), message);
     }
