@@ -3,6 +3,7 @@
 
 const KEPT_MESSAGES = 100; // on a phone's screen
 const FOLLOWED = 8; // in the timeline
+const SETTLE_MS = 50; // between two acknowledgements, or two drawings, of a phone: a flood is taken in steps
 const FINAL = new Set(["read", "failed", "expired", "cancelled"]);
 
 const csrf = document.querySelector('meta[name="csrf-token"]').content;
@@ -35,7 +36,8 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+const clock = new Intl.DateTimeFormat(undefined, CLOCK);
 const time = (at) => clock.format(new Date(at));
 
 // ---- the timeline ----------------------------------------------------------------------------------------------
@@ -47,7 +49,8 @@ const timeline = {
   follow(id, content, phone) {
     if (this.followed.some((message) => message.id === id)) return;
     const steps = element("ol", { className: "steps" });
-    const about = element("div", { className: "about" }, element("bdi", { textContent: content }), element("span", { textContent: `to ${phone}` }));
+    const what = element("bdi", { textContent: content });
+    const about = element("div", { className: "about" }, what, element("span", { textContent: `to ${phone}` }));
     const row = element("li", { dataset: { id } }, about, steps);
     const message = { id, row, steps, since: Date.now(), status: null };
     this.followed.unshift(message);
@@ -80,6 +83,9 @@ const timeline = {
   /** Asks where each message is that has not arrived for good; soon while it is new, then ever less often. */
   async look() {
     clearTimeout(this.timer);
+    if (this.looking) return void (this.again = true);
+    this.looking = true;
+    this.again = false;
     const open = this.followed.filter((message) => !FINAL.has(message.status));
     await Promise.all(
       open.map(async (message) => {
@@ -92,10 +98,11 @@ const timeline = {
         }
       }),
     );
-    clearTimeout(this.timer);
-    if (!open.length) return;
+    this.looking = false;
+    if (!open.length && !this.again) return;
     const age = Date.now() - Math.max(...open.map((message) => message.since));
-    this.timer = setTimeout(() => this.look(), age < 5_000 ? 300 : age < 60_000 ? 1_000 : 5_000);
+    const wait = age < 5_000 ? 300 : age < 60_000 ? 1_000 : 5_000;
+    this.timer = setTimeout(() => this.look(), this.again ? 100 : wait);
   },
 };
 
@@ -113,9 +120,15 @@ class Phone {
     this.key = `eshaar.phone.${this.number}`;
     this.attempt = 0;
     this.restore();
-    this.connectSwitch.addEventListener("change", () => (this.connectSwitch.checked ? this.connect() : this.disconnect()));
-    this.autoAck.addEventListener("change", () => this.autoAck.checked && this.acknowledge());
-    this.ackButton.addEventListener("click", () => this.acknowledge());
+    this.connectSwitch.addEventListener("change", () => {
+      if (this.connectSwitch.checked) this.connect();
+      else this.disconnect();
+    });
+    this.autoAck.addEventListener("change", () => this.changed());
+    this.ackButton.addEventListener("click", () => {
+      this.acknowledgeAll();
+      this.changed();
+    });
     this.draw();
     this.connect();
   }
@@ -133,8 +146,13 @@ class Phone {
   }
 
   keep() {
-    this.messages.splice(0, this.messages.length - KEPT_MESSAGES);
-    sessionStorage.setItem(this.key, JSON.stringify({ messages: this.messages, cursor: this.cursor }));
+    const gone = this.messages.splice(0, this.messages.length - KEPT_MESSAGES);
+    for (const message of gone) this.heard?.delete(message.id);
+    try {
+      sessionStorage.setItem(this.key, JSON.stringify({ messages: this.messages, cursor: this.cursor }));
+    } catch {
+      // full: a reload begins from what was acknowledged
+    }
   }
 
   state(name, text) {
@@ -168,7 +186,8 @@ class Phone {
     const socket = (this.socket = new WebSocket(url, "eshaar.v1.json"));
     this.bye = null;
     socket.addEventListener("open", () => {
-      if (socket === this.socket) this.say(this.cursor ? { op: "hello", after: this.cursor, device: "console" } : { op: "hello", device: "console" });
+      const after = this.cursor ? { after: this.cursor } : {};
+      if (socket === this.socket) this.say({ op: "hello", device: "console", ...after });
     });
     socket.addEventListener("message", (event) => socket === this.socket && this.hear(JSON.parse(event.data)));
     socket.addEventListener("close", (event) => socket === this.socket && this.closed(event));
@@ -252,9 +271,8 @@ class Phone {
     const known = this.messages.find((message) => message.id === id);
     this.received = cursor;
     this.heard.add(id);
-    if (!known) this.messages.push({ id, content, priority, sentAt: sent_at, receivedAt: Date.now(), step: "received" });
-    if (this.autoAck.checked) this.acknowledge();
-    else this.changed();
+    if (!known) this.messages.push({ id, content, priority, sentAt: sent_at, step: "received" });
+    this.changed();
   }
 
   unacknowledged() {
@@ -262,13 +280,11 @@ class Phone {
   }
 
   /** Acknowledges all that this connection has brought. */
-  acknowledge() {
-    if (this.received && this.isOpen()) {
-      this.say({ op: "ack", cursor: this.received });
-      this.cursor = this.received;
-      for (const message of this.unacknowledged()) if (this.heard.has(message.id)) message.step = "delivered";
-    }
-    this.changed();
+  acknowledgeAll() {
+    if (!this.received || this.received === this.cursor || !this.isOpen()) return;
+    this.say({ op: "ack", cursor: this.received });
+    this.cursor = this.received;
+    for (const message of this.unacknowledged()) if (this.heard.has(message.id)) message.step = "delivered";
   }
 
   /** Opening a message reads it; while offline, that is told at the next welcome. */
@@ -296,10 +312,18 @@ class Phone {
     this.keep();
   }
 
+  /** Something changed: acknowledge if that is wanted, keep, draw; at once, or soon if that was done just now. */
   changed() {
-    this.keep();
-    this.draw();
-    timeline.look();
+    if (this.pending) return;
+    const wait = Math.max(0, SETTLE_MS - (performance.now() - (this.settledAt ?? -SETTLE_MS)));
+    this.pending = setTimeout(() => {
+      this.pending = null;
+      this.settledAt = performance.now();
+      if (this.autoAck.checked) this.acknowledgeAll();
+      this.keep();
+      this.draw();
+      timeline.look();
+    }, wait);
   }
 
   draw() {
@@ -313,17 +337,18 @@ class Phone {
   }
 
   bubble(message) {
-    const [ticks, label] = { received: ["✓", "received"], delivered: ["✓✓", "delivered"], read: ["✓✓", "read"] }[message.step];
+    const ticks = message.step === "received" ? "✓" : "✓✓";
     const meta = element("span", { className: "meta" });
     if (message.priority !== "normal") {
       meta.append(element("span", { className: `priority ${message.priority}`, textContent: message.priority }));
     }
-    const mark = element("span", { className: "ticks", textContent: ticks, title: label, dataset: { step: message.step } });
+    const mark = element("span", { className: "ticks", textContent: ticks, dataset: { step: message.step } });
     mark.setAttribute("role", "img");
-    mark.setAttribute("aria-label", label);
+    mark.setAttribute("aria-label", message.step);
     meta.append(time(message.sentAt), mark);
     const content = element("span", { className: "content", dir: "auto", textContent: message.content });
-    const button = element("button", { type: "button", className: "message", title: message.step === "read" ? "" : "Open: marks it read" }, content, meta);
+    const title = message.step === "read" ? "" : "Open it: that marks it read";
+    const button = element("button", { type: "button", className: "message", title }, content, meta);
     button.addEventListener("click", () => this.read(message));
     return element("li", { dataset: { id: message.id } }, button);
   }
@@ -363,7 +388,8 @@ async function submit({ body, key, name }) {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const fields = new FormData(form);
-  const body = { to: fields.get("to"), type: "one_way", content: fields.get("content"), priority: fields.get("priority") };
+  const [to, content, priority] = ["to", "content", "priority"].map((name) => fields.get(name));
+  const body = { to, type: "one_way", content, priority };
   if (fields.get("ttl")) body.ttl_s = Number(fields.get("ttl"));
   const name = `phone ${document.querySelector(`[data-phone="${CSS.escape(body.to)}"]`).dataset.name}`;
   if (await submit({ body, key: fields.get("key") || randomKey(), name })) form.elements.content.value = "";

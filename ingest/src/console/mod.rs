@@ -91,6 +91,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/console", get(show))
         .route("/console/console.css", get(async || asset("text/css; charset=utf-8", include_str!("console.css"))))
         .route("/console/console.js", get(async || asset("text/javascript; charset=utf-8", include_str!("console.js"))))
+        .route("/console/icon.svg", get(async || asset("image/svg+xml", include_str!("icon.svg"))))
         .route("/console/messages", post(send))
         .route("/console/messages/{id}", get(status))
         .route("/console/tokens", post(token))

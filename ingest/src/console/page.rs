@@ -13,6 +13,7 @@ fn document(body: &Markup, csrf: Option<&str>) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { "eshaar console" }
+                link rel="icon" type="image/svg+xml" href="/console/icon.svg";
                 link rel="stylesheet" href="/console/console.css";
                 @if let Some(csrf) = csrf {
                     meta name="csrf-token" content=(csrf);
@@ -34,7 +35,10 @@ pub(super) fn locked(refused: bool) -> Markup {
             } @else {
                 p { "There is no session in this browser." }
             }
-            p { "Open the link that " code { "eshaar serve" } " printed when it started; a restart prints a new one." }
+            p {
+                "Open the link that " code { "eshaar serve" } " printed when it started, or have a new one printed: "
+                code { "eshaar console" } "."
+            }
         }
     };
     document(&body, None)
@@ -85,7 +89,7 @@ fn sender() -> Markup {
                         }
                     }
                     label class="field" {
-                        span { "Time to live, seconds" }
+                        span { "Lifetime, seconds" }
                         input name="ttl" type="number" min="1" step="1" inputmode="numeric" placeholder="no limit";
                     }
                 }
