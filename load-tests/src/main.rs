@@ -15,6 +15,9 @@ mod phones;
 mod procfs;
 mod recipient;
 mod reference;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod rehearsal;
 mod report;
 mod run;
 mod scenario;
