@@ -119,3 +119,84 @@ fn pause(clock: &Clock, pause_ms: u64, cause: &dyn std::fmt::Display) -> Outcome
     let until = clock.now().plus_millis(i64::try_from(pause_ms).unwrap_or(i64::MAX));
     Outcome::Pause { until, reason: cause.to_string() }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use eshaar_model::{Cursor, Epoch, Lane, MessageId};
+    use eshaar_schemas::{Delivery, Hint};
+    use eshaar_service::TraceContext;
+    use eshaar_topics::{Reader, Topic, flow};
+
+    use super::*;
+    use crate::testing::{Engines, message};
+
+    const PHONES: u32 = 10;
+
+    fn deps(engines: &Engines) -> Deps {
+        Deps {
+            log: Arc::new(engines.log.clone()),
+            codecs: engines.codecs.clone(),
+            store: engines.store.clone(),
+            presence: Arc::clone(&engines.presence) as _,
+            clock: engines.clock.clone(),
+        }
+    }
+
+    /// Sends `count` messages, to the phones in turn; returns their ids.
+    async fn send(engines: &Engines, count: u32) -> Vec<MessageId> {
+        let messages: Vec<_> = (0..count).map(|number| message(number % PHONES)).collect();
+        let record = |message| flow::accepted(message, Lane::Normal, &engines.codecs, &TraceContext::new()).unwrap();
+        engines.log.append(messages.iter().map(record).collect()).await.unwrap();
+        messages.iter().map(|message| message.id).collect()
+    }
+
+    /// Reads hints until `count` different messages were told of.
+    async fn told(engines: &Engines, reader: &mut dyn Reader, count: usize) {
+        let mut told: std::collections::HashSet<Bytes> = std::collections::HashSet::new();
+        while told.len() < count {
+            reader.ready().await.unwrap();
+            for record in reader.take(100) {
+                let delivery: Delivery = engines.codecs.decode(&record.value).unwrap();
+                if let Hint::Message(hint) = delivery.hint {
+                    told.insert(hint.message);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whole_stages_carry_every_message_once_though_they_are_cut_off_in_between() {
+        let engines = Engines::open().await;
+        for phone in 0..PHONES {
+            engines.connect(&message(phone).recipient).await;
+        }
+        let mut hints = engines.log.read(Topic::Deliveries, 3, 0).await.unwrap();
+        let mut sent = send(&engines, 1_000).await;
+        let cut_off = tokio::spawn(run(deps(&engines), Options::default(), CancellationToken::new()));
+        told(&engines, &mut *hints, 300).await;
+        cut_off.abort();
+        assert!(cut_off.await.unwrap_err().is_cancelled());
+
+        sent.extend(send(&engines, 1_000).await);
+        let mut hints = engines.log.read(Topic::Deliveries, 3, 0).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let stages = tokio::spawn(run(deps(&engines), Options::default(), shutdown.clone()));
+        told(&engines, &mut *hints, 2_000).await;
+        shutdown.cancel();
+        stages.await.unwrap();
+
+        for phone in 0..PHONES {
+            let to: Vec<MessageId> = sent.iter().copied().skip(phone as usize).step_by(PHONES as usize).collect();
+            let phone = message(phone).recipient.parse().unwrap();
+            let page = engines.store.streams.read(phone, Cursor::start(Epoch(0)), 1_000).await.unwrap();
+            assert_eq!(page.rows.iter().map(|row| row.id).collect::<Vec<_>>(), to);
+        }
+        for partition in 0..engines.log.partitions(Topic::LaneNormal) {
+            let end = engines.log.bounds(Topic::LaneNormal, partition).await.unwrap().end;
+            let committed = engines.log.committed("route", Topic::LaneNormal, partition).await.unwrap();
+            assert_eq!(committed.unwrap_or(0), end);
+        }
+    }
+}
