@@ -34,6 +34,9 @@ use crate::first_start;
 /// A stop takes at most this long in all (R6.6): sessions, then requests, then stages.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// How long histograms gather samples before they are folded.
+const METRICS_UPKEEP: Duration = Duration::from_secs(2);
+
 /// The engines of a process, behind their ports.
 struct Engines {
     log: Arc<EmbeddedLog>,
@@ -50,6 +53,7 @@ pub async fn run(settings: &Settings, arguments: &ServeArguments) -> anyhow::Res
     let config = config::load_with(settings, arguments.listen.as_deref())?;
     telemetry::install(&config.logging)?;
     let rendered = metrics::install().context("cannot set up metrics")?;
+    tokio::spawn(keep_metrics_small(rendered.clone()));
     let told_to_stop = shutdown::on_signal()?;
 
     first_start::prepare(&config.data_dir)?;
@@ -82,6 +86,15 @@ pub async fn run(settings: &Settings, arguments: &ServeArguments) -> anyhow::Res
     close(engines).await;
     info!("stopped");
     Ok(())
+}
+
+/// Folds what histograms have gathered into their buckets, which otherwise only a scrape does.
+async fn keep_metrics_small(rendered: PrometheusHandle) {
+    let mut rounds = tokio::time::interval(METRICS_UPKEEP);
+    loop {
+        rounds.tick().await;
+        rendered.run_upkeep();
+    }
 }
 
 /// Opens every engine and sees that they belong together.
@@ -236,8 +249,8 @@ where
 
 /// Closes the engines, the log last: what it holds is what the others are made again from.
 async fn close(engines: Engines) {
-    if let Err(error) = engines.store.engine.sync().await {
-        warn!(%error, "the history store was not synced; it is made up for from the log at the next start");
+    if let Err(error) = engines.store.engine.close().await {
+        warn!(%error, "the history store was not closed; it is made up for from the log at the next start");
     }
     engines.log.close().await;
 }
