@@ -72,7 +72,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     };
     let first_us = run.clock.now_us() + LEAD_US;
     run.begin(first_us);
-    let since_first = || (run.clock.now_us() - first_us) as f64 / 1e6;
+    let since_first = || run.clock.now_us().saturating_sub(first_us) as f64 / 1e6;
 
     let sent = drive.send(first_us).await?;
     let sending_s = since_first();

@@ -83,6 +83,10 @@ pub struct Senders {
     /// Messages a request (mode `bulk`).
     #[serde(default = "default_batch")]
     pub batch: u32,
+    /// Whether each request has an Idempotency-Key. One without is never sent twice: without an answer its messages count
+    /// as unknown.
+    #[serde(default = "default_true")]
+    pub idempotency_keys: bool,
     /// A recipient's messages take these in turn. One in mode `bulk`, since it has a lane of its own.
     #[serde(default = "default_priorities")]
     pub priorities: Vec<Priority>,
@@ -180,6 +184,9 @@ const fn default_share() -> u32 {
 }
 const fn default_batch() -> u32 {
     50
+}
+const fn default_true() -> bool {
+    true
 }
 fn default_priorities() -> Vec<Priority> {
     vec![Priority::Normal]

@@ -72,13 +72,10 @@ impl Sender {
         let mut left = self.plan.messages;
         let mut number = 0_u64;
         while left > 0 && !self.run.stop.is_cancelled() {
-            let due_us = if self.plan.interval_us > 0.0 {
-                let due_us = self.plan.first_us + (number as f64 * self.plan.interval_us) as u64;
-                sleep_until(self.run.clock.instant(due_us)).await;
-                due_us
-            } else {
-                self.run.clock.now_us()
-            };
+            let planned_us = self.plan.first_us + (number as f64 * self.plan.interval_us) as u64;
+            sleep_until(self.run.clock.instant(planned_us)).await;
+            // Without a timetable a message is due when the one before it was accepted.
+            let due_us = if self.plan.interval_us > 0.0 { planned_us } else { self.run.clock.now_us() };
             let count = left.min(u64::from(self.plan.senders.lines()));
             let batch = self.batch(number, count as usize, due_us);
             self.submit(batch).await;
@@ -104,7 +101,8 @@ impl Sender {
             Mode::Single => ("/v1/messages", "application/json"),
             Mode::Bulk => ("/v1/messages/bulk", "application/x-ndjson"),
         };
-        let key = HeaderValue::try_from(format!("{}-{}-{number}", self.run.id, self.plan.number)).ok();
+        let key = || HeaderValue::try_from(format!("{}-{}-{number}", self.run.id, self.plan.number)).ok();
+        let key = self.plan.senders.idempotency_keys.then(key).flatten();
         let post = Post { path, content_type, key, body: Bytes::copy_from_slice(self.text.as_bytes()) };
         Batch { post, due_us, lines }
     }
@@ -122,7 +120,9 @@ impl Sender {
                     self.count_retry(why);
                     let wait = wait.unwrap_or_else(|| pause.mul_f64(rand::rng().random_range(0.5..1.0)));
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    if self.run.stop.is_cancelled() || Instant::now() + wait >= give_up {
+                    // Only what was turned away (429) may be sent again without a key.
+                    let once = batch.post.key.is_none() && why != Why::TurnedAway;
+                    if once || self.run.stop.is_cancelled() || Instant::now() + wait >= give_up {
                         return self.settle(&batch, |_| Attempt::Unknown);
                     }
                     sleep(wait).await;
@@ -136,7 +136,7 @@ impl Sender {
         match why {
             Why::Connection => totals.retries_connection.one(),
             Why::Timeout => totals.retries_timeout.one(),
-            Why::Status => totals.retries_status.one(),
+            Why::Status | Why::TurnedAway => totals.retries_status.one(),
         }
     }
 
@@ -169,7 +169,10 @@ pub fn render(out: &mut String, phone: PhoneNumber, content: &str, priority: &st
 enum Why {
     Connection,
     Timeout,
+    /// 5xx or 409: what became of it is not certain.
     Status,
+    /// 429: nothing came of it.
+    TurnedAway,
 }
 
 /// What an answer means.
@@ -210,13 +213,12 @@ fn judge(mode: Mode, lines: usize, result: Result<Answer, CallError>) -> Judgeme
                 .map_or(Judgement::Again(Why::Connection, None), Judgement::Settled),
         };
     }
-    // 409 is "the first use of this key is still under way".
-    let temporary = answer.status.is_server_error()
-        || matches!(answer.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT);
-    if temporary {
-        Judgement::Again(Why::Status, answer.retry_after)
-    } else {
-        Judgement::Settled(Attempts::All(Attempt::Refused))
+    match answer.status {
+        StatusCode::TOO_MANY_REQUESTS => Judgement::Again(Why::TurnedAway, answer.retry_after),
+        // 409 is "the first use of this key is still under way".
+        StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT => Judgement::Again(Why::Status, answer.retry_after),
+        status if status.is_server_error() => Judgement::Again(Why::Status, answer.retry_after),
+        _ => Judgement::Settled(Attempts::All(Attempt::Refused)),
     }
 }
 
@@ -296,7 +298,8 @@ mod tests {
         let settled = |attempt| Judgement::Settled(Attempts::All(attempt));
         assert_eq!(judged(Mode::Single, 1, 202, "{}"), settled(Attempt::Accepted));
         assert_eq!(judged(Mode::Single, 1, 400, "{}"), settled(Attempt::Refused));
-        for status in [409, 429, 500, 503] {
+        assert_eq!(judged(Mode::Single, 1, 429, ""), Judgement::Again(Why::TurnedAway, None));
+        for status in [409, 500, 503] {
             assert_eq!(judged(Mode::Single, 1, status, ""), Judgement::Again(Why::Status, None));
         }
         let timeout = Err(CallError::Timeout(Duration::from_secs(1)));
