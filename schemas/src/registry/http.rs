@@ -250,11 +250,22 @@ async fn level(State(shared): State<Shared>) -> Answer {
     Ok(answer(json!({"compatibilityLevel": shared.registry.level(None).await?.as_str()})))
 }
 
+/// A flag of a query: `true` in any case, as Java reads it and Python's client writes it; anything else is no.
+#[derive(Clone, Copy, Default)]
+struct Flag(bool);
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(Self(text.eq_ignore_ascii_case("true")))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct LevelQuery {
     #[serde(default)]
-    default_to_global: bool,
+    default_to_global: Flag,
 }
 
 async fn subject_level(
@@ -263,7 +274,7 @@ async fn subject_level(
     Query(query): Query<LevelQuery>,
 ) -> Answer {
     let level = match shared.registry.level(Some(&subject)).await {
-        Err(RegistryError::NotFound { .. }) if query.default_to_global => shared.registry.level(None).await?,
+        Err(RegistryError::NotFound { .. }) if query.default_to_global.0 => shared.registry.level(None).await?,
         other => other?,
     };
     Ok(answer(json!({"compatibilityLevel": level.as_str()})))
@@ -305,7 +316,7 @@ async fn mode(State(shared): State<Shared>) -> Response {
 #[derive(Deserialize)]
 struct Verbose {
     #[serde(default)]
-    verbose: bool,
+    verbose: Flag,
 }
 
 fn verdict(messages: Vec<String>, verbose: bool) -> Response {
@@ -323,7 +334,7 @@ async fn check(
     body: Bytes,
 ) -> Answer {
     let (version, schema) = (parse_version(&version)?, parse_schema(&body)?);
-    Ok(verdict(shared.registry.check(&subject, version, &schema).await?, query.verbose))
+    Ok(verdict(shared.registry.check(&subject, version, &schema).await?, query.verbose.0))
 }
 
 async fn check_all(
@@ -333,5 +344,5 @@ async fn check_all(
     body: Bytes,
 ) -> Answer {
     let schema = parse_schema(&body)?;
-    Ok(verdict(shared.registry.check_all(&subject, &schema).await?, query.verbose))
+    Ok(verdict(shared.registry.check_all(&subject, &schema).await?, query.verbose.0))
 }

@@ -92,7 +92,7 @@ async fn levels_are_set_and_changes_are_checked() {
     let check = "/compatibility/subjects/r/versions";
     let (_, verdict) = server.call("POST", &format!("{check}/latest"), schema(TWO)).await;
     assert_eq!(verdict, json!({"is_compatible": true}));
-    for path in [format!("{check}/1?verbose=true"), format!("{check}?verbose=true")] {
+    for path in [format!("{check}/1?verbose=true"), format!("{check}?verbose=True&normalize=False")] {
         let (_, verdict) = server.call("POST", &path, schema(BAD)).await;
         assert_eq!(verdict["is_compatible"], false);
         assert_eq!(verdict["messages"].as_array().unwrap().len(), 2, "{verdict}");
