@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::accounts::{Inbox, Sent, Verdict};
 use crate::clock::RunClock;
 use crate::history;
-use crate::procfs::Machine;
+use crate::procfs::{Machine, ensure_descriptors};
 use crate::recipient::Recipient;
 use crate::report::{Report, Traffic};
 use crate::run::{Access, Attendance, Run, attendances, plans};
@@ -59,6 +59,9 @@ struct Drive<'a> {
 
 /// Runs `scenario` against `target`.
 pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: u64) -> anyhow::Result<Report> {
+    let sockets = u64::from(scenario.recipients.count)
+        + scenario.senders.iter().map(|senders| u64::from(senders.connections)).sum::<u64>();
+    ensure_descriptors(sockets)?;
     ensure!(scenario.chaos.kills == 0 || target.server.is_some(), "only a server of --spawn can be killed");
     let run = Arc::new(Run::new(scenario, target.access.clone(), RunClock::start(), seed)?);
     let recipients = gather(&run, seed).await?;
@@ -156,13 +159,14 @@ impl Drive<'_> {
         Ok(sent)
     }
 
-    /// Waits until everything accepted has arrived, or nothing arrives any more.
+    /// Waits until everything has arrived, or nothing arrives any more. What was never answered may arrive too: it must not
+    /// make up for something accepted that is still on its way.
     async fn drain(&mut self) -> anyhow::Result<()> {
         let patience = Duration::from_millis(self.run.scenario.checks.drain_timeout_ms);
         let (mut last, mut since) = (0, Instant::now());
         loop {
             let received = self.run.totals.received.get();
-            if received >= self.run.totals.accepted.get() {
+            if received >= self.run.totals.accepted.get() + self.run.totals.abandoned.get() {
                 return Ok(());
             }
             if received > last {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock::RunClock;
 use crate::drive::Target;
-use crate::procfs::{Machine, descriptor_limit, resident_bytes};
+use crate::procfs::{Machine, ensure_descriptors, resident_bytes};
 use crate::recipient::Recipient;
 use crate::run::{Access, Attendance, Run, plans};
 use crate::scenario::Scenario;
@@ -78,9 +78,7 @@ impl Report {
 pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Result<Report> {
     let pid = target.pid()?.context("the memory of a server is measured where it was started with --spawn")?;
     let connections = u64::from(options.connections);
-    if let Some(limit) = descriptor_limit() {
-        ensure!(connections + 200 <= limit, "{connections} connections need more than the {limit} open files allowed");
-    }
+    ensure_descriptors(connections + u64::from(OTHERS))?;
     let resident = || resident_bytes(pid).context("the server has ended");
     let scenario = scenario(options)?;
     let run = Arc::new(Run::new(scenario, target.access.clone(), RunClock::start(), seed)?);

@@ -14,11 +14,22 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// How many file descriptors this process may have open; `None` where it cannot be told.
-pub fn descriptor_limit() -> Option<u64> {
-    let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+/// Descriptors that are no connections: standard streams, the runtime's, files.
+const OTHER_DESCRIPTORS: u64 = 200;
+
+/// An error where this process may not open so many connections at once.
+pub fn ensure_descriptors(connections: u64) -> anyhow::Result<()> {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    // "unlimited", or no such file: then it will be seen.
+    let limit = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    if let Some(limit) = limit {
+        anyhow::ensure!(
+            connections + OTHER_DESCRIPTORS <= limit,
+            "{connections} connections need more than the {limit} open files allowed (ulimit -n)"
+        );
+    }
+    Ok(())
 }
 
 /// CPU time by thread, of one process or of several that followed one another.
