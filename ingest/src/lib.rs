@@ -68,7 +68,7 @@ pub(crate) struct Inner {
 impl App {
     pub(crate) fn new(deps: Deps, options: Options) -> Self {
         let claims = idempotency::Claims::new(Arc::clone(&deps.store.claims));
-        let bulk_slots = Arc::new(tokio::sync::Semaphore::new(options.bulk.concurrent));
+        let bulk_slots = Arc::new(tokio::sync::Semaphore::new(options.bulk.concurrent.get()));
         Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, bulk_slots }))
     }
 }

@@ -1,5 +1,6 @@
 //! The limits of the HTTP API that an operator may change.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -35,13 +36,13 @@ pub struct BulkOptions {
     /// How many times its compressed size an upload may have, past its first MiB: 200.
     pub max_ratio: u64,
     /// Most lines that are appended to the log at once: 500.
-    pub batch_lines: usize,
+    pub batch_lines: NonZeroUsize,
     /// Batches of answers that wait for a client that sends before it reads: 64. Then its upload is read no further.
-    pub answer_batches: usize,
+    pub answer_batches: NonZeroUsize,
     /// How long a client may neither send nor read, in seconds: 30.
     pub stall_timeout_s: u64,
     /// Most bulk requests at a time, in this process: 32. Further ones are answered 503.
-    pub concurrent: usize,
+    pub concurrent: NonZeroUsize,
 }
 
 impl Options {

@@ -93,7 +93,11 @@ pub(crate) fn internal() -> Problem {
 }
 
 pub(crate) fn timed_out() -> Problem {
-    unavailable("timed_out", "the answer took too long; repeat the request")
+    unavailable(
+        "timed_out",
+        "the answer took too long, and it is not known what came of the request; repeat it, with the same \
+         Idempotency-Key if it had one",
+    )
 }
 
 pub(crate) fn bulk_busy(limit: usize) -> Problem {

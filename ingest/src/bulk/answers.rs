@@ -65,7 +65,7 @@ pub(super) struct Answers {
 impl Answers {
     /// Answers, and what the client reads of them.
     pub(super) fn new(options: &BulkOptions) -> (Self, mpsc::Receiver<Result<Bytes, Infallible>>) {
-        let (to_client, from_us) = mpsc::channel(options.answer_batches.max(1));
+        let (to_client, from_us) = mpsc::channel(options.answer_batches.get());
         (Self { to_client, stall_timeout: options.stall_timeout(), accepted: 0, rejected: 0 }, from_us)
     }
 

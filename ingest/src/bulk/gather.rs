@@ -14,6 +14,9 @@ use super::lines::{Line, Lines, Next};
 use crate::idempotency;
 use crate::submit::{self, Draft, Form, Sender};
 
+/// Bytes of lines after which a batch is not added to: it must fit the log's queue with room for others.
+const BATCH_BYTES: usize = 1024 * 1024;
+
 /// A line, as far as it could be taken without asking anybody.
 pub(super) enum Entry {
     Ready {
@@ -56,24 +59,28 @@ impl Gather {
 
     /// The next batch.
     pub(super) async fn batch(&mut self) -> Gathered {
-        let limit = self.submission.app.options.bulk.batch_lines;
-        let mut entries = Vec::with_capacity(limit);
+        let limit = self.submission.app.options.bulk.batch_lines.get();
+        let mut entries = Vec::new();
+        let mut bytes = 0;
         let mut keys = HashSet::new();
         if let Some((line, text, draft)) = self.left.take() {
             keys.extend(draft.idempotency_key.clone());
             entries.push(self.entry(line, &text, draft));
         }
-        while entries.len() < limit {
+        while entries.len() < limit && bytes < BATCH_BYTES {
             match self.lines.next() {
-                Ok(Next::Line(line, Line::Text(text))) => match self.parse(&text) {
-                    Err(problem) => entries.push(Entry::Refused { line, problem }),
-                    // A key that stands twice in one batch: its second use must find the first one answered.
-                    Ok(draft) if draft.idempotency_key.as_ref().is_some_and(|key| !keys.insert(key.clone())) => {
-                        self.left = Some((line, text, draft));
-                        break;
+                Ok(Next::Line(line, Line::Text(text))) => {
+                    bytes += text.len();
+                    match self.parse(&text) {
+                        Err(problem) => entries.push(Entry::Refused { line, problem }),
+                        // A key that stands twice in one batch: its second use must find the first one answered.
+                        Ok(draft) if draft.idempotency_key.as_ref().is_some_and(|key| !keys.insert(key.clone())) => {
+                            self.left = Some((line, text, draft));
+                            break;
+                        }
+                        Ok(draft) => entries.push(self.entry(line, &text, draft)),
                     }
-                    Ok(draft) => entries.push(self.entry(line, &text, draft)),
-                },
+                }
                 Ok(Next::Line(line, Line::TooLong)) => {
                     entries.push(Entry::Refused { line, problem: self.too_long() });
                 }

@@ -126,6 +126,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use axum::body::Body;
     use futures_util::stream;
 
@@ -137,10 +139,10 @@ mod tests {
         max_lines: 1_000,
         max_bytes: 1_000_000,
         max_ratio: 100,
-        batch_lines: 10,
-        answer_batches: 2,
+        batch_lines: NonZeroUsize::MIN,
+        answer_batches: NonZeroUsize::MIN,
         stall_timeout_s: 1,
-        concurrent: 1,
+        concurrent: NonZeroUsize::MIN,
     };
 
     /// The lines of `text`, sent in chunks of `size` bytes.

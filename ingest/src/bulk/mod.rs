@@ -74,7 +74,7 @@ pub(crate) async fn send(
     }
     let encoding = Encoding::of(&headers)?;
     let slot = Arc::clone(&app.bulk_slots);
-    let slot = slot.try_acquire_owned().map_err(|_| problems::bulk_busy(app.options.bulk.concurrent))?;
+    let slot = slot.try_acquire_owned().map_err(|_| problems::bulk_busy(app.options.bulk.concurrent.get()))?;
     let held = claim(&app, &business, &headers).await?;
     let replayed = held.as_ref().is_some_and(|held| held.repeat);
     let ids = held.as_ref().map(|held| LineIds::new(held.id));

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt as _;
 
-use crate::fixture::{Fault, Fixture, OTHER_PHONE, PHONE, options, upload};
+use crate::fixture::{Fault, Fixture, OTHER_PHONE, PHONE, nonzero, options, upload};
 
 fn line(content: &str) -> String {
     json!({ "to": PHONE, "content": content }).to_string()
@@ -195,7 +195,7 @@ async fn a_sender_that_stalls_is_let_go_with_the_totals_so_far() {
 #[tokio::test]
 async fn a_client_that_does_not_read_its_answers_is_read_no_further() {
     let mut narrow = options();
-    (narrow.bulk.answer_batches, narrow.bulk.batch_lines) = (2, 10);
+    (narrow.bulk.answer_batches, narrow.bulk.batch_lines) = (nonzero(2), nonzero(10));
     let fixture = Fixture::with(narrow).await;
     let key = fixture.sender().await;
     let (sender, body) = open_upload();
@@ -255,6 +255,17 @@ async fn an_empty_upload_is_all_of_nothing() {
         let answer = fixture.call(upload(&key, &[], body)).await.lines();
         assert_eq!(answer, [json!({ "accepted": 0, "rejected": 0 })]);
     }
+}
+
+#[tokio::test]
+async fn long_lines_make_smaller_batches() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let long = line(&"\u{1f54a}".repeat(10_000)) + "\n";
+    let answer = fixture.call(upload(&key, &[], long.repeat(100))).await.lines();
+    assert_eq!(answer[100], json!({ "accepted": 100, "rejected": 0 }));
+    let appends = fixture.log.appends.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(appends >= 4, "{appends} appends for 4 MB");
 }
 
 /// Many recipients and a hundred thousand lines; how fast is printed with `--nocapture`.

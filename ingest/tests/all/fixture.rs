@@ -1,6 +1,7 @@
 //! The API on embedded engines in a directory of its own, a log that can be told to fail, and callers.
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -107,6 +108,10 @@ pub struct Fixture {
     _dir: TempDir,
 }
 
+pub fn nonzero(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).unwrap()
+}
+
 pub fn options() -> Options {
     Options {
         body_limit_bytes: 65_536,
@@ -119,10 +124,10 @@ pub fn options() -> Options {
             max_lines: 1_000_000,
             max_bytes: 64 << 20,
             max_ratio: 200,
-            batch_lines: 500,
-            answer_batches: 64,
+            batch_lines: nonzero(500),
+            answer_batches: nonzero(64),
             stall_timeout_s: 1,
-            concurrent: 2,
+            concurrent: nonzero(2),
         },
     }
 }
