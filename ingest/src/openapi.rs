@@ -59,7 +59,7 @@ pub(crate) struct Submission {
     #[schema(pattern = r"^\+[1-9][0-9]{6,14}$", example = "+966501234567")]
     to: String,
     /// `one_way` when it is left out.
-    r#type: Option<MessageType>,
+    r#type: Option<SendableType>,
     /// Markup is made harmless; control characters other than tab and line ends are refused.
     #[schema(min_length = 1, max_length = 10_000, example = "Your card was used.")]
     content: String,
@@ -98,7 +98,14 @@ struct ProblemDocument {
     field: Option<String>,
 }
 
-/// `chat` comes later.
+/// What may be sent; `chat` comes later.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum SendableType {
+    OneWay,
+}
+
+/// From a business to a phone, or within a conversation.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum MessageType {
