@@ -31,6 +31,7 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = cli::Cli::parse();
@@ -38,11 +39,20 @@ fn main() -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         tokio::select! {
             passed = cli.execute() => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                // A spawned server is killed when what is under way is dropped.
-                anyhow::bail!("interrupted")
+            stopped = told_to_stop() => {
+                stopped?;
+                // A spawned server is killed, and its data removed, when what is under way is dropped.
+                anyhow::bail!("stopped by a signal")
             }
         }
     })
+}
+
+/// Returns at SIGINT or SIGTERM.
+async fn told_to_stop() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
 }
