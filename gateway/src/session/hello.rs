@@ -17,6 +17,9 @@ use crate::shared::Shared;
 use crate::socket::Io;
 use crate::wire::Frames;
 
+/// Before everything: what a gap names as the oldest. A client may give it back.
+const OLDEST: Cursor = Cursor::start(Epoch(0));
+
 /// Where delivery begins.
 struct Beginning {
     cursor: Cursor,
@@ -72,17 +75,16 @@ async fn enter_presence(shared: &Shared, handle: &Handle) {
 
 /// Finds where delivery begins, and records the receipt that a cursor is.
 async fn begin(shared: &Shared, phone: Phone, hello: &Hello) -> Result<Beginning, StoreError> {
-    let oldest = Cursor::start(Epoch(0));
-    let acked = shared.receipts.acked(&*shared.streams, phone).await?.unwrap_or(oldest);
+    let acked = shared.receipts.acked(&*shared.streams, phone).await?.unwrap_or(OLDEST);
     match (hello.after, hello.from) {
         (Some(after), _) => match gap(shared, phone, after).await? {
             None => {
                 receipt(shared, phone, acked, after).await?;
                 Ok(Beginning { cursor: after, gap: None, keeps_place: true })
             }
-            gap => Ok(Beginning { cursor: oldest, gap, keeps_place: true }),
+            gap => Ok(Beginning { cursor: OLDEST, gap, keeps_place: true }),
         },
-        (None, Some(From::Start)) => Ok(Beginning { cursor: oldest, gap: None, keeps_place: true }),
+        (None, Some(From::Start)) => Ok(Beginning { cursor: OLDEST, gap: None, keeps_place: true }),
         (None, Some(From::Head)) => {
             let cursor = at_heads(shared.epoch(), heads(shared, phone).await?);
             // To acknowledge what is new must not acknowledge what still waits before it.
@@ -106,6 +108,9 @@ async fn heads(shared: &Shared, phone: Phone) -> Result<[Option<u64>; 4], StoreE
 /// A cursor is too old when something behind it may be gone. One lane that is recent enough proves that the cursor is:
 /// what stands behind it in the other lanes came later still, so it is kept too.
 async fn gap(shared: &Shared, phone: Phone, after: Cursor) -> Result<Option<Gap>, StoreError> {
+    if after == OLDEST {
+        return Ok(None);
+    }
     if after.epoch != shared.epoch() {
         return Ok(Some(Gap::OtherEpoch));
     }

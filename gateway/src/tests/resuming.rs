@@ -122,6 +122,8 @@ async fn a_cursor_that_does_not_fit_is_answered_with_a_gap_and_is_no_receipt() {
     }
     assert!(world.statuses().await.is_empty());
     assert_eq!(world.acked().await, None);
+    let oldest = hello(&world, json!({"op": "hello", "after": "AQAAAAAA"})).await;
+    assert_eq!(ids_of(&oldest), ids(&sent), "the cursor that a gap names fits");
     let fits = hello(&world, json!({"op": "hello", "after": cursor(1, Some(4))})).await;
     assert_eq!(ids_of(&fits), [sent[2].id]);
 }
