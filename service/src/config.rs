@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 /// Prefix of environment variables; a double underscore goes a section down: `ESHAAR_INGEST__BODY_LIMIT_BYTES`.
 pub const ENV_PREFIX: &str = "ESHAAR_";
 
+/// Variables of the same prefix that are no keys: the command line reads them, or the scripts of the tests.
+const NOT_KEYS: [&str; 7] = ["config", "url", "api_key", "token", "bin", "seed", "console_url"];
+
 /// The configuration cannot be used. It names the key and where it was set.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -34,7 +37,7 @@ pub fn load<T: DeserializeOwned>(
         }
         figment = figment.merge(Toml::file_exact(path));
     }
-    figment = figment.merge(Env::prefixed(ENV_PREFIX).ignore(&["config"]).split("__"));
+    figment = figment.merge(Env::prefixed(ENV_PREFIX).ignore(&NOT_KEYS).split("__"));
     for (key, value) in flags {
         figment = figment.merge(Serialized::default(key, value));
     }
