@@ -188,7 +188,9 @@ def wire_attacks(seeds: random.Random) -> dict[str, list[bytes]]:
         "a length of 10 MiB, sent": [hello, frame(1, b"x" * 10 * 1024 * 1024)],
         "a message of endless fragments": [hello, frame(1, b"x" * 1_000, final=False)]
         + [frame(0, b"x" * 1_000, final=False)] * 2_000,
-        "endless empty fragments": [hello, frame(1, b"", final=False)] + [frame(0, b"", final=False)] * 20_000,
+        "a message within another's fragments": [hello, frame(1, b"", final=False)]
+        + [frame(0, b"", final=False)] * 20_000
+        + [hello],
         "an unmasked frame": [frame(1, b'{"op":"hello"}', masked=False)],
         "invalid UTF-8": [hello, frame(1, b"\xc3\x28")],
         "a reserved opcode": [hello, frame(5, b"x")],
