@@ -419,26 +419,6 @@ async fn any_record_can_be_shown_as_json() {
     assert_eq!(shown["hint"]["status"], "read");
 }
 
-/// How long the codec takes; not a test of correctness. Run with `--ignored --nocapture`.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn measure() {
-    let codecs = codecs().await;
-    let message = Message { content: "x".repeat(100), ..bare_message() };
-    let encoded = codecs.encode(&message).unwrap();
-    let rounds = 1_000_000_u32;
-    let start = std::time::Instant::now();
-    for _ in 0..rounds {
-        std::hint::black_box(codecs.encode(std::hint::black_box(&message)).unwrap());
-    }
-    let write = start.elapsed() / rounds;
-    let start = std::time::Instant::now();
-    for _ in 0..rounds {
-        std::hint::black_box(codecs.decode::<Message>(std::hint::black_box(&encoded)).unwrap());
-    }
-    panic!("{} bytes: encode {write:?}, decode {:?}", encoded.len(), start.elapsed() / rounds);
-}
-
 fn any_message() -> impl Strategy<Value = Message> {
     let media = (".*", ".*", any::<i64>(), any::<Option<String>>())
         .prop_map(|(id, content_type, size_bytes, file_name)| Media { id, content_type, size_bytes, file_name });
