@@ -23,6 +23,7 @@ mod read;
 mod router;
 mod stream;
 mod submit;
+mod unread;
 mod view;
 
 use std::sync::Arc;

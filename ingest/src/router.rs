@@ -5,7 +5,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{App, Deps, Options, bulk, context, messages, openapi, problems, read, stream};
+use crate::{App, Deps, Options, bulk, context, messages, openapi, problems, read, stream, unread};
 
 /// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
 /// that has a fallback of its own.
@@ -25,6 +25,7 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .merge(openapi::router())
         .fallback(async || problems::no_such_path())
         .with_state(app)
+        .layer(from_fn(unread::discarded))
         .layer(CatchPanicLayer::custom(context::panicked))
         .layer(from_fn(context::around))
 }
