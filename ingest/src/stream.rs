@@ -117,7 +117,7 @@ impl StreamMessage {
             content: message.content,
             media: message.media,
             priority: message.priority,
-            sent_at: row.at,
+            sent_at: Timestamp::from_millis(message.created_at),
             reference: message.reference,
             collapse_key: message.collapse_key,
         })
