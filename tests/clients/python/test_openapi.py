@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import Server, new_phone
+from server import Server, environment, new_phone
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
@@ -19,7 +19,11 @@ def run(server: Server, credential: str, directory: Path) -> None:
     command = [schemathesis, "run", f"{server.url}/openapi.json", "--checks", CHECKS, "--max-examples", "30"]
     command += ["--header", f"Authorization: Bearer {credential}", "--request-timeout", "20", "--continue-on-failure"]
     command += ["--phases", "examples,coverage,fuzzing,stateful", "--suppress-health-check", "all", "--no-color"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=280)
+    here = Path(__file__).parent
+    hooks = {"SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": str(here)}
+    done = subprocess.run(
+        command, cwd=directory, env=environment() | hooks, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
 
 
