@@ -139,6 +139,12 @@ async def test_errors_have_a_stable_code(demo: Business):
     problem(await posted({"X-Correlation-Id": "c" * 65}, json=message), 400, "invalid_correlation_id")
 
 
+async def test_a_client_that_writes_before_it_reads_sees_why_it_was_refused(demo: Business):
+    for headers, status in (({"Authorization": ""}, 401), ({"Content-Type": "text/plain"}, 415)):
+        headers = {"Content-Type": "application/x-ndjson"} | headers
+        problem(await demo.http.post("/v1/messages/bulk", content=b"\n" * 8_000_000, headers=headers), status)
+
+
 async def test_a_phone_may_not_send_and_a_business_has_no_stream(demo: Business, phone: Phone):
     async with Business(demo.url, phone.token) as user:
         problem(await user.post(phone.number, "hello"), 403, "permission_missing")

@@ -23,6 +23,7 @@ BAD_FRAMES = {
     "an ack of nothing": '{"op": "ack"}',
     "an ack of both": '{"op": "ack", "cursor": "AQEAAAAA", "ids": []}',
     "ids that are no list": '{"op": "ack", "ids": "019a"}',
+    "more ids than a frame may have": json.dumps({"op": "ack", "ids": ["019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"] * 257}),
     "ids that are no ids": '{"op": "read", "ids": ["x"]}',
     "a renewal without a token": '{"op": "renew"}',
     "half an object": '{"op": "ping"',
@@ -54,7 +55,8 @@ async def test_an_upgrade_needs_a_valid_credential(phone: Phone):
 
 
 async def test_a_plain_request_is_told_to_upgrade(demo: Business):
-    assert (await demo.http.get("/v1/ws")).status_code == 426
+    answer = await demo.http.get("/v1/ws")
+    assert answer.status_code == 426 and answer.json()["code"] == "upgrade_required"
 
 
 async def test_a_token_may_be_in_the_query(demo: Business, phone: Phone):
@@ -131,6 +133,33 @@ async def test_ping_is_answered(phone: Phone):
         for _ in range(3):
             await session.send("ping")
             assert await session.frame() == {"op": "pong"}
+
+
+async def test_what_is_not_known_in_a_frame_is_passed_over_and_its_order_means_nothing(phone: Phone):
+    async with await phone.dial() as session:
+        await session.send_text('{"device": "x", "colour": {"red": [1]}, "from": "start", "op": "hello"}')
+        await session.expect("welcome")
+        await session.expect("caught_up")
+
+
+async def test_ping_and_renew_may_come_before_hello(server, phone: Phone):
+    async with await phone.dial() as session:
+        await session.send("ping")
+        await session.expect("pong")
+        await session.send("renew", access_token=server.token(phone.number))
+        await session.expect("renewed")
+        await session.send("hello")
+        await session.expect("welcome")
+
+
+async def test_a_business_has_nothing_to_acknowledge(server, demo: Business):
+    async with await Phone(server.ws_url, "demo", demo.key).connect() as session:
+        await session.expect("caught_up")
+        for op in ("ack", "read"):
+            await session.send(op, ids=["019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"])
+            while (frame := await session.frame())["op"] == "status":
+                pass  # of other tests
+            assert frame["op"] == "error" and frame["code"] == "not_a_recipient"
 
 
 @pytest.mark.parametrize("op", ["send", "join", "leave", "typing"])
