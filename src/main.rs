@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
@@ -46,4 +47,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("eshaar: {error:#}");
     ExitCode::FAILURE
+}
+
+/// Whether the reader of our output has had enough, as in `eshaar topics tail … | head`: no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,5 +1,7 @@
 //! `eshaar keys`: API keys, in the store of the data directory. The server may be running.
 
+use std::io::{Write as _, stdout};
+
 use eshaar_model::Clock;
 use eshaar_store::ApiKey;
 
@@ -21,7 +23,7 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> anyhow::Result<()
         }
         KeysCommand::List { business } => {
             for key in store.keys.list(business.as_ref()).await? {
-                println!("{}", line(&key));
+                writeln!(stdout(), "{}", line(&key))?;
             }
         }
         KeysCommand::Revoke { id } => {

@@ -1,5 +1,6 @@
 //! `eshaar listen`: a phone in the terminal.
 
+use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -123,11 +124,11 @@ impl Listener<'_> {
             let Ok(frame) = frame else { break };
             let Frame::Text(text) = frame else { continue };
             if self.arguments.json {
-                println!("{text}");
+                writeln!(stdout(), "{text}")?;
             }
             match serde_json::from_str(&text)? {
                 Received::Message { cursor, from, content, sent_at } => {
-                    self.show(format_args!("{sent_at}  {from}: {content}"));
+                    self.show(format_args!("{sent_at}  {from}: {content}"))?;
                     if !self.arguments.no_ack {
                         socket.send(Frame::text(json!({"op": "ack", "cursor": cursor}).to_string())).await?;
                     }
@@ -144,19 +145,17 @@ impl Listener<'_> {
                 Received::Bye { reconnect_after_ms, .. } => {
                     wait = Duration::from_millis(reconnect_after_ms.unwrap_or(1_000));
                 }
-                Received::Welcome { principal } => self.show(format_args!("connected as {principal}")),
-                Received::CaughtUp {} => self.show(format_args!("caught up; waiting for messages")),
-                Received::Gap { reason } => self.show(format_args!("some messages are no longer kept ({reason})")),
-                Received::Error { code, detail } => self.show(format_args!("{detail} ({code})")),
+                Received::Welcome { principal } => self.show(format_args!("connected as {principal}"))?,
+                Received::CaughtUp {} => self.show(format_args!("caught up; waiting for messages"))?,
+                Received::Gap { reason } => self.show(format_args!("some messages are no longer kept ({reason})"))?,
+                Received::Error { code, detail } => self.show(format_args!("{detail} ({code})"))?,
                 Received::Other => {}
             }
         }
         Ok(Ended::Reconnect(wait))
     }
 
-    fn show(&self, line: std::fmt::Arguments<'_>) {
-        if !self.arguments.json {
-            println!("{line}");
-        }
+    fn show(&self, line: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+        if self.arguments.json { Ok(()) } else { writeln!(stdout(), "{line}") }
     }
 }

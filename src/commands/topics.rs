@@ -1,6 +1,7 @@
 //! `eshaar topics`: what is in the log, read from its file beside a running server.
 
 use std::collections::BTreeMap;
+use std::io::{Write as _, stdout};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,15 @@ pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<
 
 fn list(config: &Config) -> anyhow::Result<()> {
     let log = ReadOnlyLog::open(&config.log.dir).ok();
-    println!("{:<20} {:>10} {:>6} {:>12}  {:<13} from → to", "topic", "partitions", "kept", "records", "value");
+    writeln!(
+        stdout(),
+        "{:<20} {:>10} {:>6} {:>12}  {:<13} from → to",
+        "topic",
+        "partitions",
+        "kept",
+        "records",
+        "value"
+    )?;
     for topic in Topic::ALL {
         let spec = topic.spec();
         let records = match &log {
@@ -39,7 +48,14 @@ fn list(config: &Config) -> anyhow::Result<()> {
             _ => "–".to_owned(),
         };
         let kept = format!("{} h", spec.kept_ms / 3_600_000);
-        println!("{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}", spec.name, spec.partitions, spec.value, spec.flow);
+        writeln!(
+            stdout(),
+            "{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
+            spec.name,
+            spec.partitions,
+            spec.value,
+            spec.flow
+        )?;
     }
     Ok(())
 }
@@ -116,13 +132,20 @@ async fn print(codecs: &Codecs, record: &Record, arguments: &TailArguments) -> a
         .collect();
     let (position, key) = (record.position, String::from_utf8_lossy(&record.key));
     if !arguments.json {
-        println!("{}[{}]@{}  {}  key {key}", position.topic, position.partition, position.offset, record.timestamp);
+        writeln!(
+            stdout(),
+            "{}[{}]@{}  {}  key {key}",
+            position.topic,
+            position.partition,
+            position.offset,
+            record.timestamp
+        )?;
         for (name, value) in headers {
-            println!("    {name}: {value}");
+            writeln!(stdout(), "    {name}: {value}")?;
         }
         match value {
-            Ok(value) => println!("    {value}\n"),
-            Err(error) => println!("    cannot be decoded: {error}\n"),
+            Ok(value) => writeln!(stdout(), "    {value}\n")?,
+            Err(error) => writeln!(stdout(), "    cannot be decoded: {error}\n")?,
         }
         return Ok(());
     }
@@ -141,7 +164,7 @@ async fn print(codecs: &Codecs, record: &Record, arguments: &TailArguments) -> a
     if arguments.raw {
         line["value_base64"] = STANDARD.encode(&record.value).into();
     }
-    println!("{line}");
+    writeln!(stdout(), "{line}")?;
     Ok(())
 }
 
