@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from business import Business
 from phone import START, Phone, contents
 from server import Server, binary, environment
 
@@ -52,6 +53,15 @@ async def test_variables_that_the_command_line_reads_are_no_settings(tmp_path):
     variables = {"ESHAAR_URL": "http://127.0.0.1:1", "ESHAAR_API_KEY": "esk_a_b", "ESHAAR_TOKEN": "x"}
     code, _, errors = await eshaar("check", "--data-dir", tmp_path, **variables)
     assert code == 0, errors
+
+
+async def test_a_reader_that_has_had_enough_is_no_failure(server: Server, demo: Business, phone: Phone):
+    await demo.bulk({"to": phone.number, "content": "x" * 1_000} for _ in range(500))
+    tail = f"{binary()} topics tail messages.accepted --from-start --json --data-dir {server.data_dir}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {tail} | head -1"], capture_output=True, timeout=30, env=environment()
+    )
+    assert done.returncode == 0 and not done.stderr and json.loads(done.stdout)
 
 
 def test_help_and_an_unknown_command(server: Server):
