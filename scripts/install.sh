@@ -1,14 +1,20 @@
+# shellcheck shell=bash
 # What the project's scripts install, each only when it is missing. To be sourced from the project's root.
 
-# Runs apt-get as root, once per shell with a fresh package list.
+# Runs apt-get as root, once per shell with a fresh package list, and one at a time: scripts install side by side.
 apt_install() {
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
-    if [ -z "${apt_updated:-}" ]; then
-        "${as_root[@]}" apt-get update -qq
-        apt_updated=1
-    fi
-    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    {
+        flock 9
+        if [ -z "${apt_updated:-}" ]; then
+            "${as_root[@]}" apt-get update -qq || return
+            apt_updated=1
+        fi
+        # RUNLEVEL=1: a server that comes as a package is not started as a service of this machine.
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+            apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    } 9<"${BASH_SOURCE[0]}"
 }
 
 # Rust's own linker needs a C compiler, and so do SQLite and ring.
@@ -23,7 +29,7 @@ install_test_clients() {
     command -v node >/dev/null || apt_install nodejs
     command -v npm >/dev/null || apt_install npm
     command -v chromium >/dev/null || apt_install chromium
-    python3 -m venv --help >/dev/null 2>&1 && python3 -c 'import ensurepip' 2>/dev/null || apt_install python3-venv
+    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
     if stale .venv tests/clients/python/requirements.txt; then
         rm -rf .venv
         python3 -m venv .venv
