@@ -4,22 +4,36 @@
 # Where the engines are kept: in the project, or where several checkouts share them.
 engines_home=${ESHAAR_ENGINES_CACHE:-${project:?}/.engines}
 
-# Installs all that is missing. A second call finds every stamp in place and does nothing.
+# Installs all that is missing. A second call finds every stamp in place and does nothing, so that a cache may be read-only.
 install_engines() {
+    if [ -z "$(missing)" ]; then
+        return
+    fi
     mkdir -p "$engines_home"
     # One at a time: ./test installs in the background while a person may do the same.
     exec {install_lock}>"$engines_home/.lock"
     flock "$install_lock"
-    command -v redis-server >/dev/null || again apt_install redis-server
-    command -v redis-cli >/dev/null || again apt_install redis-tools
-    find_java >/dev/null || again apt_install openjdk-17-jre-headless
+    local part
+    for part in $(missing); do
+        case "$part" in
+            redis-server | redis-tools | openjdk-17-jre-headless) again apt_install "$part" ;;
+            *) install_by_maven "$part" ;;
+        esac
+    done
+    exec {install_lock}>&-
+}
+
+# Prints what is not installed: Debian packages, and engines by their names.
+missing() {
+    command -v redis-server >/dev/null || echo redis-server
+    command -v redis-cli >/dev/null || echo redis-tools
+    find_java >/dev/null || echo openjdk-17-jre-headless
     local engine
     for engine in kafka cassandra registry; do
         if stale "$engines_home/$engine" "${parts:?}/$engine.pom.xml"; then
-            install_by_maven "$engine"
+            echo "$engine"
         fi
     done
-    exec {install_lock}>&-
 }
 
 # Gathers what an engine's pom names into a folder that is moved into place only when it is whole.
@@ -29,7 +43,7 @@ install_by_maven() {
     echo "engines: downloading $engine" >&2
     whole=$(mktemp -d "$engines_home/.$engine.XXXXXX")
     # Maven keeps what it has downloaded, so that a try goes on where the one before it was cut off.
-    if again mvn --quiet --batch-mode --file "$parts/$engine.pom.xml" -DincludeScope=runtime \
+    if again mvn --quiet --batch-mode -Dstyle.color=never --file "$parts/$engine.pom.xml" -DincludeScope=runtime \
         "-DoutputDirectory=$whole/lib" "-DbuildDirectory=$whole" dependency:copy-dependencies >&2 &&
         { [ "$engine" != registry ] || unpack_registry "$whole"; }
     then
