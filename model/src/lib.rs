@@ -13,6 +13,7 @@ pub mod phone;
 pub mod position;
 pub mod principal;
 pub mod retry;
+pub mod secret;
 pub mod time;
 
 pub use content::{Content, ContentError};
@@ -24,4 +25,5 @@ pub use phone::Phone;
 pub use position::{Cursor, Epoch, StreamPosition};
 pub use principal::{BusinessId, Principal};
 pub use retry::Attempt;
+pub use secret::Secret;
 pub use time::{Clock, Timestamp};

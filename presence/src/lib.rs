@@ -6,6 +6,7 @@
 #[allow(clippy::unwrap_used)]
 mod conformance;
 pub mod local;
+pub mod redis;
 
 use std::time::Duration;
 

@@ -263,7 +263,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn local_presence_keeps_every_rule_of_the_port() {
-        conformance::all(subject).await;
+        conformance::all(async || subject()).await;
     }
 
     #[tokio::test]

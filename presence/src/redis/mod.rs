@@ -1,0 +1,315 @@
+//! Presence in Redis: shared by all processes, on one server, behind Sentinel or in a cluster.
+//!
+//! | key | what | lapses |
+//! |---|---|---|
+//! | `<prefix>at:<principal>` | sorted set: `slot:incarnation:session` → when it lapses | with its last entry |
+//! | `<prefix>nodes` | hash: slot → `incarnation end address` | with its last node |
+//! | `<prefix>on:<channel>` | channel (pub/sub) | – |
+//!
+//! Times are the server's, in milliseconds. No command touches two keys, and none looks through the keyspace: a node
+//! that withdrew, or lapsed, or began another life is no longer in `nodes`, and its connections are hidden by that.
+
+mod channels;
+mod endpoint;
+mod link;
+mod options;
+mod scripts;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::Principal;
+use redis::{Cmd, Pipeline, RedisWrite, Value};
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+pub use options::{Mode, Options, SetupError};
+
+use self::link::{Link, engine};
+use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
+
+/// Presence in Redis.
+pub struct RedisPresence {
+    link: Arc<Link>,
+    keeper: JoinHandle<()>,
+    /// Added to the server's time, in milliseconds. Only tests move it.
+    shift: AtomicI64,
+}
+
+impl RedisPresence {
+    /// Comes up, also while Redis is down: calls fail at once then, until it is there.
+    ///
+    /// # Errors
+    /// What waiting does not help: an option or a file that cannot be used, a password that is refused.
+    pub async fn connect(options: Options) -> Result<Arc<Self>, SetupError> {
+        options.validate()?;
+        let (told, first) = oneshot::channel();
+        let link = Arc::new(Link::new(options));
+        let keeper = tokio::spawn(Arc::clone(&link).keep(told));
+        let presence = Arc::new(Self { link, keeper, shift: AtomicI64::new(0) });
+        match first.await {
+            Ok(Err(error)) if !error.may_pass() => return Err(error),
+            Ok(Err(error)) => tracing::warn!(%error, "going on without presence until Redis answers"),
+            Ok(Ok(())) | Err(_) => {}
+        }
+        Ok(presence)
+    }
+
+    /// Puts `time` between what was and what will be.
+    #[cfg(test)]
+    fn pass(&self, time: Duration) {
+        self.shift.fetch_add(millis(time), Ordering::Relaxed);
+    }
+
+    fn shift(&self) -> i64 {
+        self.shift.load(Ordering::Relaxed)
+    }
+
+    /// A session is there, for another while. Answered with whether it was.
+    fn enter(&self, principal: &Principal, connection: Connection) -> Cmd {
+        let mut command = self.link.scripts().enter.call(Key(self.link.prefix(), principal), self.shift());
+        command.arg(millis(CONNECTION_TTL));
+        command.write_arg_fmt(Member(connection));
+        command
+    }
+
+    /// Asks who lives, and where `principals` are.
+    fn look_up<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>) -> Pipeline {
+        let mut pipeline = Pipeline::with_capacity(principals.len() + 1);
+        pipeline.add_command(self.live_nodes());
+        for principal in principals {
+            let mut command = redis::cmd("ZRANGE");
+            command.arg(Key(self.link.prefix(), principal)).arg("0").arg("-1").arg("WITHSCORES");
+            pipeline.add_command(command);
+        }
+        pipeline
+    }
+
+    fn live_nodes(&self) -> Cmd {
+        self.link.scripts().live.call(self.link.nodes_key(), self.shift())
+    }
+
+    /// Runs one command.
+    async fn run(&self, action: &'static str, command: Cmd) -> Result<Value, PresenceError> {
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(command);
+        let mut answers = self.link.run(action, &pipeline).await?;
+        answers.pop().ok_or_else(|| unexpected(action))
+    }
+}
+
+impl Drop for RedisPresence {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// Whether Redis can be used as `options` say: it is reached, lets us in, runs in that mode, and knows our scripts.
+pub async fn check(options: &Options) -> Result<(), SetupError> {
+    options.validate()?;
+    endpoint::check_mode(options).await?;
+    Link::new(options.clone()).try_out().await
+}
+
+fn millis(time: Duration) -> i64 {
+    time.as_millis() as i64
+}
+
+fn unexpected(action: &'static str) -> PresenceError {
+    engine(action, "Redis answered what was not asked for: does something else use the prefix?")
+}
+
+/// Where the connections of a principal are.
+struct Key<'a>(&'a str, &'a Principal);
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}at:{}", self.0, self.1)
+    }
+}
+
+impl redis::ToRedisArgs for Key<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        out.write_arg_fmt(self);
+    }
+}
+
+impl redis::ToSingleRedisArg for Key<'_> {}
+
+/// A connection, as an entry of its principal.
+struct Member(Connection);
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Connection { slot, incarnation, session } = self.0;
+        write!(f, "{slot}:{incarnation}:{session}")
+    }
+}
+
+impl Member {
+    fn parse(text: &[u8]) -> Option<Connection> {
+        let mut numbers = std::str::from_utf8(text).ok()?.splitn(3, ':');
+        Some(Connection {
+            slot: numbers.next()?.parse().ok()?,
+            incarnation: numbers.next()?.parse().ok()?,
+            session: numbers.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// The nodes that lived at one moment.
+struct Live {
+    now: f64,
+    nodes: Vec<Node>,
+}
+
+impl Live {
+    fn parse(answer: Value) -> Option<Self> {
+        let Value::Array(fields) = answer else { return None };
+        let mut fields = fields.into_iter();
+        let Value::Int(now) = fields.next()? else { return None };
+        let mut nodes = Vec::with_capacity(fields.len() / 3);
+        while let Some(slot) = fields.next() {
+            let (Value::Int(slot), Value::BulkString(incarnation)) = (slot, fields.next()?) else { return None };
+            let Value::BulkString(address) = fields.next()? else { return None };
+            nodes.push(Node {
+                slot: Slot::try_from(slot).ok()?,
+                incarnation: std::str::from_utf8(&incarnation).ok()?.parse().ok()?,
+                address: String::from_utf8(address).ok()?,
+            });
+        }
+        Some(Self { now: now as f64, nodes })
+    }
+
+    /// Incarnations by slot: what connections are held against.
+    fn incarnations(&self) -> AHashMap<Slot, u64> {
+        self.nodes.iter().map(|node| (node.slot, node.incarnation)).collect()
+    }
+}
+
+/// The entries of one principal that have not lapsed and whose node lives.
+fn entries(answer: &Value, now: f64, live: &AHashMap<Slot, u64>) -> Option<impl Iterator<Item = Connection>> {
+    let Value::Array(entries) = answer else { return None };
+    Some(entries.iter().filter_map(move |entry| {
+        let Value::Array(entry) = entry else { return None };
+        let [Value::BulkString(member), Value::Double(ends)] = &entry[..] else { return None };
+        let connection = Member::parse(member)?;
+        let is_live = *ends > now && live.get(&connection.slot) == Some(&connection.incarnation);
+        is_live.then_some(connection)
+    }))
+}
+
+#[async_trait]
+impl Presence for RedisPresence {
+    async fn lease_slot(
+        &self,
+        incarnation: u64,
+        wanted: Option<Slot>,
+        slots: u32,
+        address: &str,
+    ) -> Result<Slot, PresenceError> {
+        const ACTION: &str = "lease a slot";
+        let mut command = self.link.scripts().lease.call(self.link.nodes_key(), self.shift());
+        command.arg(millis(NODE_TTL)).arg(slots);
+        command.arg(wanted.map_or(String::new(), |slot| slot.to_string())).arg(incarnation).arg(address);
+        match self.run(ACTION, command).await? {
+            Value::Int(-1) => Err(PresenceError::NoSlot { slots }),
+            Value::Int(slot) => Slot::try_from(slot).map_err(|_| unexpected(ACTION)),
+            _ => Err(unexpected(ACTION)),
+        }
+    }
+
+    async fn announce(&self, node: &Node) -> Result<bool, PresenceError> {
+        let mut command = self.link.scripts().announce.call(self.link.nodes_key(), self.shift());
+        command.arg(millis(NODE_TTL)).arg(node.slot).arg(node.incarnation).arg(&node.address);
+        Ok(self.run("announce a node", command).await? == Value::Int(1))
+    }
+
+    async fn withdraw(&self, node: &Node) -> Result<(), PresenceError> {
+        let mut command = self.link.scripts().withdraw.call(self.link.nodes_key(), self.shift());
+        command.arg(node.slot).arg(node.incarnation);
+        self.run("withdraw a node", command).await.map(drop)
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, PresenceError> {
+        const ACTION: &str = "list nodes";
+        let live = Live::parse(self.run(ACTION, self.live_nodes()).await?).ok_or_else(|| unexpected(ACTION))?;
+        let mut nodes = live.nodes;
+        nodes.sort_unstable_by_key(|node| node.slot);
+        Ok(nodes)
+    }
+
+    async fn connect(&self, principal: &Principal, connection: Connection) -> Result<(), PresenceError> {
+        self.run("enter a connection", self.enter(principal, connection)).await.map(drop)
+    }
+
+    async fn refresh(&self, sessions: &[(Principal, Connection)]) -> Result<Vec<bool>, PresenceError> {
+        let mut pipeline = Pipeline::with_capacity(sessions.len());
+        for (principal, connection) in sessions {
+            pipeline.add_command(self.enter(principal, *connection));
+        }
+        let answers = self.link.run("refresh connections", &pipeline).await?;
+        Ok(answers.iter().map(|was_there| *was_there == Value::Int(1)).collect())
+    }
+
+    async fn disconnect(&self, principal: &Principal, connection: Connection) -> Result<(), PresenceError> {
+        let mut command = redis::cmd("ZREM");
+        command.arg(Key(self.link.prefix(), principal));
+        command.write_arg_fmt(Member(connection));
+        self.run("remove a connection", command).await.map(drop)
+    }
+
+    async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
+        const ACTION: &str = "look up slots";
+        let mut answers = self.link.run(ACTION, &self.look_up(principals.iter())).await?.into_iter();
+        let live = answers.next().and_then(Live::parse).ok_or_else(|| unexpected(ACTION))?;
+        let incarnations = live.incarnations();
+        let slots_of_one = |answer: Value| {
+            let mut slots = Slots::new();
+            for connection in entries(&answer, live.now, &incarnations)? {
+                if !slots.contains(&connection.slot) {
+                    slots.push(connection.slot);
+                }
+            }
+            Some(slots)
+        };
+        answers.map(slots_of_one).collect::<Option<_>>().ok_or_else(|| unexpected(ACTION))
+    }
+
+    async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {
+        const ACTION: &str = "list connections";
+        let answers = self.link.run(ACTION, &self.look_up([principal].into_iter())).await?;
+        let [live, connections] = <[Value; 2]>::try_from(answers).map_err(|_| unexpected(ACTION))?;
+        let live = Live::parse(live).ok_or_else(|| unexpected(ACTION))?;
+        let connections = entries(&connections, live.now, &live.incarnations()).map(Iterator::collect);
+        connections.ok_or_else(|| unexpected(ACTION))
+    }
+
+    async fn publish(&self, channel: &str, payload: Bytes) -> Result<(), PresenceError> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(self.channel(channel)).arg(&payload[..]);
+        self.run("publish", command).await.map(drop)
+    }
+
+    async fn listen(&self, channel: &str) -> Result<broadcast::Receiver<Bytes>, PresenceError> {
+        self.link.listen(&self.channel(channel)).await
+    }
+
+    async fn ping(&self) -> Result<(), PresenceError> {
+        self.link.ping().await
+    }
+}
+
+impl RedisPresence {
+    fn channel(&self, name: &str) -> String {
+        format!("{}on:{name}", self.link.prefix())
+    }
+}
