@@ -17,10 +17,13 @@ apt_install() {
     } 9<"${BASH_SOURCE[0]}"
 }
 
-# Rust's own linker needs a C compiler, and so do SQLite and ring.
+# Rust's own linker needs a C compiler, and so do SQLite, ring and librdkafka; that and the driver of CQL need OpenSSL.
 install_build_tools() {
     command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup (https://rustup.rs)" >&2; return 1; }
-    command -v cc >/dev/null || apt_install build-essential
+    { command -v cc && command -v make; } >/dev/null || apt_install build-essential
+    command -v pkg-config >/dev/null || apt_install pkg-config
+    pkg-config --exists openssl || apt_install libssl-dev
+    pkg-config --exists zlib || apt_install zlib1g-dev
 }
 
 # Python, Node.js and a browser, with the packages that the tests pin. A stamp holds the checksum of what was installed.
@@ -44,6 +47,18 @@ install_test_clients() {
         fi
     done
 }
+
+# What checks the files of deploy/: nginx, Prometheus's promtool, and what `docker compose` reads its file with.
+install_deploy_checkers() {
+    command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || apt_install nginx-light
+    command -v promtool >/dev/null || apt_install prometheus
+    command -v openssl >/dev/null || apt_install openssl
+    if ! docker compose version >/dev/null 2>&1 && ! [ -x "$compose_go" ]; then
+        command -v go >/dev/null || { echo "neither docker compose nor Go is here to check docker-compose.yml with" >&2; return 1; }
+        GOBIN=$PWD/.engines/compose-go go install github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+    fi
+}
+compose_go=.engines/compose-go/cmd
 
 stale() { [ "$(cat "$1/.installed" 2>/dev/null)" != "$(sha256sum <"$2")" ]; }
 stamp() { sha256sum <"$2" >"$1/.installed"; }
