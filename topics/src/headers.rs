@@ -46,7 +46,7 @@ impl Headers {
     pub fn new<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let mut bytes = BytesMut::with_capacity(256);
         for (name, value) in entries {
-            write(&mut bytes, name, value);
+            write_header(&mut bytes, name, value);
         }
         Self(bytes.freeze())
     }
@@ -56,7 +56,7 @@ impl Headers {
     pub fn with(&self, name: &str, value: &[u8]) -> Self {
         let mut bytes = BytesMut::with_capacity(self.0.len() + name.len() + value.len() + 3);
         bytes.extend_from_slice(&self.0);
-        write(&mut bytes, name, value);
+        write_header(&mut bytes, name, value);
         Self(bytes.freeze())
     }
 
@@ -94,7 +94,8 @@ impl Headers {
     }
 }
 
-fn write(bytes: &mut BytesMut, name: &str, value: &[u8]) {
+/// Adds a header to `bytes`.
+pub(crate) fn write_header(bytes: &mut BytesMut, name: &str, value: &[u8]) {
     let name = &name.as_bytes()[..name.len().min(usize::from(u8::MAX))];
     let value = &value[..value.len().min(usize::from(u16::MAX))];
     bytes.put_u8(name.len() as u8);

@@ -1,7 +1,7 @@
 //! The log: which topics there are, the port to it, its engines, and the runner that carries stages over it.
 //!
 //! Reads top-down: `catalogue` (what topics there are) → `record` (what is in them) → `log` (the port) → `embedded`
-//! (the engine in this process) → `flow` (the records of the flow, made in one place) → `runner` (what drives a stage).
+//! and `kafka` (its engines) → `flow` (the records of the flow, made in one place) → `runner` (what drives a stage).
 
 pub mod catalogue;
 #[doc(hidden)]
@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod embedded;
 pub mod flow;
 pub mod headers;
+pub mod kafka;
 pub mod log;
 pub mod partitioner;
 pub mod record;

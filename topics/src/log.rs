@@ -132,7 +132,7 @@ pub type PartitionStream = Box<dyn Reader>;
 
 /// Partitions that now belong to this member.
 pub struct Assignment {
-    /// The assignment this belongs to; grows with each. What was begun under an earlier one is not committed under this.
+    /// The assignment this belongs to; grows with each that the member gets. What was begun under an earlier one is not committed under this.
     pub generation: u64,
     /// All topics of the subscription, for each partition number assigned.
     pub partitions: Vec<PartitionStream>,
@@ -185,4 +185,29 @@ pub trait Committer: Send + Sync {
     /// another member by now. Durable as the log's derived topics are: a power cut may take it back, never ahead of
     /// what it stands for.
     async fn commit(&self, generation: u64, offsets: &[(Topic, u32, u64)]) -> Result<(), LogError>;
+}
+
+/// Whether a record may be appended at all, on any engine.
+pub(crate) fn check_record(record: &NewRecord) -> Result<(), AppendError> {
+    let over = |what: &str, length: usize, limit: usize| {
+        refused(format!("a record of {} has {what} of {length} bytes; at most {limit} are allowed", record.topic))
+    };
+    if record.key.is_empty() || std::str::from_utf8(&record.key).is_err() {
+        return Err(refused(format!("a record of {} has an empty key, or one that is not UTF-8", record.topic)));
+    }
+    if record.key.len() > MAX_KEY_BYTES {
+        return Err(over("a key", record.key.len(), MAX_KEY_BYTES));
+    }
+    if record.value.len() > MAX_VALUE_BYTES {
+        return Err(over("a value", record.value.len(), MAX_VALUE_BYTES));
+    }
+    let headers = record.headers.as_bytes().len();
+    if headers > MAX_HEADERS_BYTES {
+        return Err(over("headers", headers, MAX_HEADERS_BYTES));
+    }
+    Ok(())
+}
+
+pub(crate) const fn refused(reason: String) -> AppendError {
+    AppendError::Refused { reason }
 }

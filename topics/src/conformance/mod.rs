@@ -107,11 +107,11 @@ fn position(topic: Topic, partition: u32, offset: u64) -> LogPosition {
 }
 
 /// Makes a test of each check of the suite. `$open` is an async function that opens an empty log as a
-/// [`Subject`](crate::conformance::Subject).
+/// [`Subject`](crate::conformance::Subject); attributes for the tests may follow, e.g. `ignore = "…"`.
 #[macro_export]
 macro_rules! conformance_tests {
-    ($open:path) => {
-        $crate::conformance_tests! { @each $open, records:
+    ($open:path $(, $attribute:meta)*) => {
+        $crate::conformance_tests! { @each $open, [$(#[$attribute])*], records:
             positions_come_back_in_the_order_of_the_records,
             a_key_has_one_partition_and_its_records_stay_in_order,
             a_record_is_read_as_it_was_written,
@@ -124,7 +124,7 @@ macro_rules! conformance_tests {
             appenders_at_once_leave_no_gap_and_keep_their_own_order,
             topics_of_every_durability_are_appended_in_one_batch,
         }
-        $crate::conformance_tests! { @each $open, groups:
+        $crate::conformance_tests! { @each $open, [$(#[$attribute])*], groups:
             one_member_owns_everything,
             a_group_goes_on_where_it_committed,
             groups_do_not_see_each_others_commits,
@@ -137,7 +137,7 @@ macro_rules! conformance_tests {
             topics_that_do_not_match_are_not_joined,
             members_that_come_and_go_handle_every_record_once,
         }
-        $crate::conformance_tests! { @each $open, kept:
+        $crate::conformance_tests! { @each $open, [$(#[$attribute])*], kept:
             records_bounds_commits_and_epoch_outlive_a_restart,
             records_past_their_time_go_and_offsets_go_on,
             offsets_go_on_when_every_record_is_gone,
@@ -145,10 +145,14 @@ macro_rules! conformance_tests {
             the_first_record_of_a_time_is_found,
         }
     };
-    (@each $open:path, $module:ident: $($name:ident,)*) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    (@each $open:path, $attributes:tt, $module:ident: $($name:ident,)*) => {
+        $($crate::conformance_tests! { @one $open, $attributes, $module, $name })*
+    };
+    (@one $open:path, [$($attribute:tt)*], $module:ident, $name:ident) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $($attribute)*
         async fn $name() {
             $crate::conformance::$module::$name(&mut $open().await).await;
-        })*
+        }
     };
 }

@@ -31,10 +31,10 @@ pub async fn positions_come_back_in_the_order_of_the_records(subject: &mut impl 
 }
 
 pub async fn a_key_has_one_partition_and_its_records_stay_in_order(subject: &mut impl Subject) {
-    let log = subject.log();
+    let (log, now) = (subject.log(), subject.now().as_millis());
     let keys: Vec<String> = (0..50).map(|n| format!("+96650000{n:04}")).collect();
     for round in 0..10_u64 {
-        let records = keys.iter().map(|key| record_at(TOPIC, key, round.to_le_bytes(), 0)).collect();
+        let records = keys.iter().map(|key| record_at(TOPIC, key, round.to_le_bytes(), now)).collect();
         for (key, position) in keys.iter().zip(log.append(records).await.unwrap()) {
             assert_eq!(position.partition, partition_of(key.as_bytes(), log.partitions(TOPIC)));
         }
@@ -85,8 +85,8 @@ pub async fn a_batch_with_a_record_that_is_not_allowed_is_refused_whole(subject:
 }
 
 pub async fn the_longest_value_is_taken_and_one_byte_more_is_refused(subject: &mut impl Subject) {
-    let log = subject.log();
-    let of = |length| record_at(TOPIC, "k", vec![7; length], 0);
+    let (log, now) = (subject.log(), subject.now().as_millis());
+    let of = |length| record_at(TOPIC, "k", vec![7; length], now);
     let at = log.append(vec![of(MAX_VALUE_BYTES), of(MAX_VALUE_BYTES)]).await.unwrap()[0];
     let Err(AppendError::Refused { reason }) = log.append(vec![of(1), of(MAX_VALUE_BYTES + 1)]).await else {
         panic!("it was not refused");

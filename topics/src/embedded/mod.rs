@@ -44,7 +44,7 @@ use self::pool::Pool;
 use self::queue::{Queue, Request};
 use self::reader::PartitionReader;
 use self::writer::Writer;
-use crate::log::{MAX_HEADERS_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::log::{check_record, refused};
 use crate::partitioner::partition_of;
 use crate::{AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, StartAt, Topic};
 
@@ -169,7 +169,7 @@ impl EmbeddedLog {
     /// Checks the records and chooses the partition of each.
     fn place(&self, records: &mut [NewRecord]) -> Result<(), AppendError> {
         for record in records {
-            check_size(record)?;
+            check_record(record)?;
             let count = self.shared().partitions.count(record.topic);
             let partition = record.partition.unwrap_or_else(|| partition_of(&record.key, count));
             if partition >= count {
@@ -296,30 +296,6 @@ fn lock_directory(options: &Options) -> Result<fs::File, LogError> {
             Err(fs::TryLockError::Error(error)) => return Err(engine("lock its directory", &error)),
         }
     }
-}
-
-fn check_size(record: &NewRecord) -> Result<(), AppendError> {
-    let over = |what: &str, length: usize, limit: usize| {
-        refused(format!("a record of {} has {what} of {length} bytes; at most {limit} are allowed", record.topic))
-    };
-    if record.key.is_empty() || std::str::from_utf8(&record.key).is_err() {
-        return Err(refused(format!("a record of {} has an empty key, or one that is not UTF-8", record.topic)));
-    }
-    if record.key.len() > MAX_KEY_BYTES {
-        return Err(over("a key", record.key.len(), MAX_KEY_BYTES));
-    }
-    if record.value.len() > MAX_VALUE_BYTES {
-        return Err(over("a value", record.value.len(), MAX_VALUE_BYTES));
-    }
-    let headers = record.headers.as_bytes().len();
-    if headers > MAX_HEADERS_BYTES {
-        return Err(over("headers", headers, MAX_HEADERS_BYTES));
-    }
-    Ok(())
-}
-
-fn refused(reason: String) -> AppendError {
-    AppendError::Refused { reason }
 }
 
 fn no_partition(topic: Topic, partition: u32) -> LogError {

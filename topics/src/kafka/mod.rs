@@ -1,0 +1,203 @@
+//! The log on Kafka, through librdkafka.
+//!
+//! Reads top-down: `options` and `names` (what librdkafka is told) → `cluster` (the topics: check and apply) → `producer`
+//! (append) → `group`, `membership` (members of groups, commits) → `pool` (readers without a group), `reader` (one
+//! partition) and `lookups` (bounds, times, commits) → `hooks` (what librdkafka calls).
+//!
+//! librdkafka's calls that block run on threads of their own or on the blocking pool, with a limit on their time; its
+//! clients are dropped there, too (kafka-rules 13).
+
+mod cluster;
+mod group;
+mod hooks;
+mod lookups;
+mod membership;
+mod names;
+mod options;
+mod pool;
+mod producer;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use eshaar_model::{Epoch, Timestamp};
+use rdkafka::error::KafkaError;
+use tokio_util::sync::CancellationToken;
+
+pub use cluster::{Applied, Difference, Report, apply, check};
+pub use options::Options;
+
+use self::group::{Ground, Groups};
+use self::hooks::{Client, Hooks};
+use self::lookups::Lookups;
+use self::names::Names;
+use self::pool::Pool;
+use self::producer::Producer;
+use crate::log::{check_record, refused};
+use crate::partitioner::partition_of;
+use crate::{AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, StartAt, Topic};
+
+/// The log on Kafka. Cheap to clone; the last clone that is dropped gives up what is not acknowledged: close it first.
+#[derive(Clone)]
+pub struct KafkaLog(Arc<Shared>);
+
+struct Shared {
+    ground: Ground,
+    producer: Producer,
+    pool: Arc<Pool>,
+    groups: Groups,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.ground.closed.cancel();
+        self.groups.abandon();
+        self.pool.close();
+    }
+}
+
+impl KafkaLog {
+    /// Connects, and checks the cluster's topics against the catalogue.
+    ///
+    /// # Errors
+    /// An option cannot work, no broker answers, or a topic is missing or is not as the catalogue says; the error names
+    /// every difference.
+    pub async fn open(options: Options, topic_prefix: &str) -> Result<Self, LogError> {
+        let differences = check(&options, topic_prefix).await?;
+        if !differences.is_empty() {
+            let list: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            let reason = format!("{}; run `eshaar topics apply`", list.join("; "));
+            return Err(LogError::Engine { action: "use the topics of the cluster", reason });
+        }
+        let names = Arc::new(Names::new(topic_prefix));
+        let lookups = Lookups { names: Arc::clone(&names), timeout: options.request_timeout() };
+        let producer = Producer::open(options.producer()?, Arc::clone(&names))?;
+        let pool = Pool::new(options.reader(&names)?, lookups.clone());
+        let ground = Ground { options, names, lookups, closed: CancellationToken::new() };
+        Ok(Self(Arc::new(Shared { ground, producer, pool, groups: Groups::default() })))
+    }
+
+    /// Closes it: takes nothing more in, waits for what is not acknowledged, leaves all groups. Whoever waits for records
+    /// is told that the log is closed.
+    pub async fn close(&self) {
+        self.0.ground.closed.cancel();
+        self.0.groups.close().await;
+        let shared = Arc::clone(&self.0);
+        let closed = tokio::task::spawn_blocking(move || {
+            shared.producer.close(shared.ground.options.close_timeout());
+            shared.pool.close();
+        });
+        if closed.await.is_err() {
+            tracing::error!("closing the log ended with a panic");
+        }
+    }
+
+    /// Asks the brokers something, off the async threads.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Client, &Lookups) -> Result<T, LogError> + Send + 'static,
+    ) -> Result<T, LogError> {
+        let (pool, lookups) = (Arc::clone(&self.0.pool), self.0.ground.lookups.clone());
+        let asked = tokio::task::spawn_blocking(move || question(&*pool.client()?, &lookups));
+        asked.await.unwrap_or(Err(LogError::Closed))
+    }
+}
+
+#[async_trait]
+impl Log for KafkaLog {
+    async fn append(&self, mut records: Vec<NewRecord>) -> Result<Vec<LogPosition>, AppendError> {
+        for record in &mut records {
+            check_record(record)?;
+            let count = record.topic.spec().partitions;
+            // As Java clients do it (`murmur2_random`), and checked where the counts are known.
+            let partition = record.partition.unwrap_or_else(|| partition_of(&record.key, count));
+            if partition >= count {
+                return Err(refused(no_partition(record.topic, partition).to_string()));
+            }
+            record.partition = Some(partition);
+        }
+        if self.0.ground.closed.is_cancelled() {
+            return Err(AppendError::Closed);
+        }
+        if records.is_empty() { Ok(Vec::new()) } else { self.0.producer.append(records).await }
+    }
+
+    async fn join(&self, group: &str, topics: &[Topic], start: StartAt) -> Result<Box<dyn Consumer>, LogError> {
+        if self.0.ground.closed.is_cancelled() {
+            return Err(LogError::Closed);
+        }
+        Ok(Box::new(self.0.groups.join(&self.0.ground, group, topics, start).await?))
+    }
+
+    async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {
+        check_partition(topic, partition)?;
+        let pool = Arc::clone(&self.0.pool);
+        let reader = tokio::task::spawn_blocking(move || pool.read((topic, partition), offset));
+        Ok(Box::new(reader.await.unwrap_or(Err(LogError::Closed))?))
+    }
+
+    async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
+        check_partition(topic, partition)?;
+        let source = (topic, partition);
+        let bounds = self.ask(move |client, lookups| lookups.bounds(client, &[source])).await?;
+        bounds.get(&source).copied().ok_or_else(|| no_partition(topic, partition))
+    }
+
+    async fn offset_at(&self, topic: Topic, partition: u32, at: Timestamp) -> Result<u64, LogError> {
+        check_partition(topic, partition)?;
+        let source = (topic, partition);
+        let found = self.ask(move |client, lookups| lookups.offset_at(client, source, at)).await?;
+        match found {
+            Some(offset) => Ok(offset),
+            None => self.bounds(topic, partition).await.map(|bounds| bounds.end),
+        }
+    }
+
+    async fn committed(&self, group: &str, topic: Topic, partition: u32) -> Result<Option<u64>, LogError> {
+        check_partition(topic, partition)?;
+        let Ground { options, names, lookups, .. } = self.0.ground.clone();
+        let mut config = options.reader(&names)?;
+        config.set("group.id", names.group(group));
+        let asked = tokio::task::spawn_blocking(move || {
+            // Offsets are told to a consumer of that group only; it asks, and joins nothing.
+            let client: Client = config.create_with_context(Hooks(None)).map_err(engine("ask about a group"))?;
+            lookups.committed(&client, lookups.list([(topic, partition)]))
+        });
+        let committed = asked.await.unwrap_or(Err(LogError::Closed))?;
+        Ok(committed.get(&(topic, partition)).copied())
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch(self.0.ground.options.epoch)
+    }
+
+    fn partitions(&self, topic: Topic) -> u32 {
+        topic.spec().partitions
+    }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        self.ask(|client, lookups| lookups.ping(client)).await
+    }
+}
+
+fn check_partition(topic: Topic, partition: u32) -> Result<(), LogError> {
+    if partition < topic.spec().partitions { Ok(()) } else { Err(no_partition(topic, partition)) }
+}
+
+fn no_partition(topic: Topic, partition: u32) -> LogError {
+    LogError::Engine { action: "find a partition", reason: format!("{topic} has no partition {partition}") }
+}
+
+fn engine(action: &'static str) -> impl Fn(KafkaError) -> LogError {
+    move |error| LogError::Engine { action, reason: error.to_string() }
+}
+
+/// A thread for librdkafka's calls that block.
+fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    let failed = |error: std::io::Error| LogError::Engine { action: "start a thread", reason: error.to_string() };
+    started.map(drop).map_err(failed)
+}
