@@ -102,8 +102,8 @@ free_port() {
     done
 }
 
-# Talks to PORT in turns: `answer PORT REQUEST COUNT [REQUEST COUNT…]` sends the bytes of a request (printf's escapes) and prints
-# in hexadecimal the first COUNT bytes of what comes back.
+# Talks to PORT in turns: `answer PORT REQUEST COUNT [REQUEST COUNT…]` sends the bytes of a request (printf's escapes) and
+# prints in hexadecimal the first COUNT bytes of what comes back.
 answer() {
     (
         exec 3<>"/dev/tcp/127.0.0.1/$1" || exit

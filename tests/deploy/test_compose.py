@@ -1,4 +1,4 @@
-"""docker-compose.yml, the Dockerfile and what they mount: read by the programs that will read them, and held against each other."""
+"""docker-compose.yml, the Dockerfile and what they mount: read by what will read them, and held against each other."""
 
 from __future__ import annotations
 
