@@ -5,10 +5,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use eshaar_model::{BusinessId, Clock, Permission, Principal, Timestamp};
-use eshaar_store::{ApiKey, KeyStore, StoreError};
+use eshaar_store::{ApiKey, KeyStore};
 use moka::future::Cache;
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
@@ -22,6 +23,17 @@ pub const PREFIX: &str = "esk_";
 
 /// How long a key that was looked up is taken to be as it was: a revocation takes at most this long to hold everywhere.
 pub const CACHED_FOR: Duration = Duration::from_secs(5);
+
+/// How long a key is remembered for when the store does not answer (R6.3): who could call before can go on, and a key that
+/// is revoked meanwhile could not be seen anyway.
+pub const REMEMBERED_FOR: Duration = Duration::from_hours(1);
+
+/// How long the store may take to say how a key is that is remembered.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a store that did not answer is not asked again about keys that are remembered, in milliseconds: a revocation
+/// made meanwhile takes this much longer to hold.
+const NOT_ASKED_MS: i64 = 15_000;
 
 /// Characters of the public id: 71 bits, so that none is minted twice.
 const ID_LENGTH: usize = 12;
@@ -93,6 +105,10 @@ pub(crate) struct Keys {
     store: Arc<dyn KeyStore>,
     known: Cache<String, Arc<Known>>,
     unknown: Cache<String, ()>,
+    /// What each key was when it was last looked up: asked only when the store does not answer.
+    remembered: Cache<String, Arc<Known>>,
+    /// Until when the store is not asked about those, in milliseconds of the clock.
+    not_asked_until: AtomicI64,
     clock: Clock,
 }
 
@@ -122,7 +138,8 @@ impl Keys {
     pub(crate) fn new(store: Arc<dyn KeyStore>, clock: Clock) -> Self {
         let known = Cache::builder().max_capacity(CACHED_KEYS).time_to_live(CACHED_FOR).build();
         let unknown = Cache::builder().max_capacity(CACHED_KEYS).time_to_live(CACHED_FOR).build();
-        Self { store, known, unknown, clock }
+        let remembered = Cache::builder().max_capacity(CACHED_KEYS).time_to_live(REMEMBERED_FOR).build();
+        Self { store, known, unknown, remembered, not_asked_until: AtomicI64::new(i64::MIN), clock }
     }
 
     pub(crate) async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError> {
@@ -144,6 +161,7 @@ impl Keys {
     pub(crate) async fn forget(&self, id: &str) {
         self.known.invalidate(id).await;
         self.unknown.invalidate(id).await;
+        self.remembered.invalidate(id).await;
     }
 
     /// Concurrent look-ups of one key are one query.
@@ -159,11 +177,96 @@ impl Keys {
     }
 
     async fn look_up(&self, id: &str) -> Result<Arc<Known>, AuthError> {
-        let found = self.store.get(id).await.map_err(|error: StoreError| AuthError::Unavailable(error.to_string()))?;
-        if let Some(key) = found {
-            return Ok(Arc::new(Known::from(key)));
+        match self.remembered.get(id).await {
+            None => match self.store.get(id).await {
+                Ok(found) => self.found(id, found).await,
+                Err(error) => Err(AuthError::Unavailable(error.to_string())),
+            },
+            Some(key) if self.clock.now().as_millis() < self.not_asked_until.load(Ordering::Relaxed) => Ok(key),
+            Some(key) => {
+                if let Ok(Ok(found)) = tokio::time::timeout(PATIENCE, self.store.get(id)).await {
+                    return self.found(id, found).await;
+                }
+                tracing::warn!(key = id, "the store does not answer: an API key is taken to be as it was");
+                self.not_asked_until.store(self.clock.now().as_millis() + NOT_ASKED_MS, Ordering::Relaxed);
+                Ok(key)
+            }
         }
-        self.unknown.insert(id.to_owned(), ()).await;
-        Err(UNKNOWN)
+    }
+
+    async fn found(&self, id: &str, found: Option<ApiKey>) -> Result<Arc<Known>, AuthError> {
+        let Some(key) = found else {
+            self.remembered.invalidate(id).await;
+            self.unknown.insert(id.to_owned(), ()).await;
+            return Err(UNKNOWN);
+        };
+        let key = Arc::new(Known::from(key));
+        self.remembered.insert(id.to_owned(), Arc::clone(&key)).await;
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use async_trait::async_trait;
+    use eshaar_store::StoreError;
+
+    use super::*;
+
+    /// Holds one key, until it is down. Counts how often it is asked.
+    struct Store {
+        key: ApiKey,
+        down: AtomicBool,
+        asked: AtomicI64,
+    }
+
+    #[async_trait]
+    impl KeyStore for Store {
+        async fn put(&self, _: ApiKey) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn get(&self, id: &str) -> Result<Option<ApiKey>, StoreError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            if self.down.load(Ordering::SeqCst) {
+                return Err(StoreError::Closed);
+            }
+            Ok(Some(self.key.clone()).filter(|key| key.id == id))
+        }
+
+        async fn list(&self, _: Option<&BusinessId>) -> Result<Vec<ApiKey>, StoreError> {
+            Ok(vec![self.key.clone()])
+        }
+
+        async fn revoke(&self, _: &str, _: Timestamp) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_seen_is_believed_while_the_store_is_down_and_no_other_is() {
+        let now = Timestamp::from_millis(1_760_000_000_000);
+        let minted = mint("acme".parse().unwrap(), "", vec![Permission::MessagesSend], None, now);
+        let other = mint("acme".parse().unwrap(), "", vec![], None, now);
+        let id = minted.stored.id.clone();
+        let store = Arc::new(Store { key: minted.stored, down: AtomicBool::new(false), asked: AtomicI64::new(0) });
+        let clock = Clock::manual(now);
+        let keys = Keys::new(store.clone(), clock.clone());
+        keys.authenticate(&minted.text).await.unwrap();
+        store.down.store(true, Ordering::SeqCst);
+        for asked in [2, 2, 2] {
+            // As after CACHED_FOR.
+            keys.known.invalidate(&id).await;
+            assert!(keys.authenticate(&minted.text).await.is_ok());
+            assert_eq!(store.asked.load(Ordering::SeqCst), asked, "a store that is down is left alone for a while");
+        }
+        assert!(matches!(keys.authenticate(&other.text).await, Err(AuthError::Unavailable(_))));
+        clock.advance_millis(NOT_ASKED_MS);
+        store.down.store(false, Ordering::SeqCst);
+        keys.known.invalidate(&id).await;
+        assert!(keys.authenticate(&minted.text).await.is_ok());
+        assert_eq!(store.asked.load(Ordering::SeqCst), 4);
     }
 }
