@@ -19,7 +19,7 @@ use eshaar_model::Clock;
 use eshaar_presence::Presence;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_store::Store;
-use eshaar_topics::{Log, Outcome, runner};
+use eshaar_topics::{Log, Outcome, Stage, runner};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -28,10 +28,29 @@ pub use notify::Notify;
 pub use prioritize::Prioritize;
 pub use route::Route;
 
+/// A stage, by its name; and housekeeping, which is run like one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "each is described at its module")]
+pub enum StageName {
+    Prioritize,
+    Route,
+    Archive,
+    Notify,
+    Housekeeping,
+}
+
+impl StageName {
+    /// All of them, in the order of the flow.
+    pub const ALL: [Self; 5] = [Self::Prioritize, Self::Route, Self::Archive, Self::Notify, Self::Housekeeping];
+}
+
 /// How the stages work.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
+    /// Which of them this process runs. Every stage must be run by at least one process.
+    pub run: Vec<StageName>,
     /// What holds for every stage.
     pub runner: runner::Options,
     /// To the recipient's stream.
@@ -40,6 +59,18 @@ pub struct Options {
     pub archive: archive::Options,
     /// What is no longer kept.
     pub housekeeping: housekeeping::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            run: StageName::ALL.to_vec(),
+            runner: runner::Options::default(),
+            route: route::Options::default(),
+            archive: archive::Options::default(),
+            housekeeping: housekeeping::Options::default(),
+        }
+    }
 }
 
 /// What the stages work with.
@@ -57,27 +88,40 @@ pub struct Deps {
     pub clock: Clock,
 }
 
-/// Runs every stage until `shutdown`, and returns when all have drained.
+/// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
     let Deps { log, codecs, store, presence, clock } = deps;
+    let Options { run: names, runner, route, archive, housekeeping } = options;
+    let of_runner = runner::Deps { log: Arc::clone(&log), codecs: codecs.clone(), clock: clock.clone() };
     let prioritize = Prioritize::new(codecs.clone(), clock.clone());
-    let route = Route::new(
-        route::Ports { log: Arc::clone(&log), store: store.clone(), presence: Arc::clone(&presence) },
-        codecs.clone(),
-        clock.clone(),
-        options.route,
-    );
-    let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), options.archive);
-    let notify = Notify::new(presence, codecs.clone(), clock.clone());
-    let housekeeping = housekeeping::run(store, clock.clone(), options.housekeeping, shutdown.clone());
-    let deps = runner::Deps { log, codecs, clock };
+    let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence) };
+    let route = Route::new(ports, codecs.clone(), clock.clone(), route);
+    let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), archive);
+    let notify = Notify::new(presence, codecs, clock.clone());
+    let chosen = |name| names.contains(&name);
     tokio::join!(
-        runner::run(Arc::new(prioritize), deps.clone(), options.runner.clone(), shutdown.clone()),
-        runner::run(Arc::new(route), deps.clone(), options.runner.clone(), shutdown.clone()),
-        runner::run(Arc::new(archive), deps.clone(), options.runner.clone(), shutdown.clone()),
-        runner::run(Arc::new(notify), deps, options.runner, shutdown),
-        housekeeping,
+        run_if(chosen(StageName::Prioritize), prioritize, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Route), route, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Archive), archive, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Notify), notify, &of_runner, &runner, &shutdown),
+        async {
+            if chosen(StageName::Housekeeping) {
+                housekeeping::run(store, clock, housekeeping, shutdown.clone()).await;
+            }
+        },
     );
+}
+
+async fn run_if<S: Stage>(
+    chosen: bool,
+    stage: S,
+    deps: &runner::Deps,
+    options: &runner::Options,
+    shutdown: &CancellationToken,
+) {
+    if chosen {
+        runner::run(Arc::new(stage), deps.clone(), options.clone(), shutdown.clone()).await;
+    }
 }
 
 /// A value that could not be read.

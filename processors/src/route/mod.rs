@@ -11,6 +11,8 @@ mod previous;
 mod window;
 
 #[cfg(test)]
+mod impaired;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
@@ -21,7 +23,7 @@ use ahash::{AHashMap, AHashSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{Clock, Lane, MessageId, Phone, Principal, StreamPosition, Timestamp};
-use eshaar_presence::{Presence, Slot, Slots};
+use eshaar_presence::{Presence, Slots};
 use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
 use eshaar_service::metrics::{EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
 use eshaar_store::{Store, StoreError, StreamRow};
@@ -40,6 +42,9 @@ const READ_BACK: usize = 1_000;
 
 /// How long the log may take to give the next records of a window that is read back.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often it is asked which gateways live, in milliseconds: more often than they lapse.
+const GATEWAYS_EVERY_MS: i64 = 5_000;
 
 /// How messages are carried to their recipients.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -82,8 +87,16 @@ pub struct Route {
     codecs: Codecs,
     clock: Clock,
     options: Options,
-    /// Slots that presence has named: where hints go while it does not answer.
-    slots_known: Mutex<BTreeSet<Slot>>,
+    /// Where hints go while presence does not answer.
+    gateways: Mutex<Gateways>,
+}
+
+/// The gateways that live, as presence last named them.
+#[derive(Default)]
+struct Gateways {
+    slots: Slots,
+    /// When they are asked for again.
+    due: Timestamp,
 }
 
 /// What is remembered of a partition number.
@@ -96,7 +109,7 @@ pub struct Partition {
 impl Route {
     /// The stage.
     pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
-        Self { ports, codecs, clock, options, slots_known: Mutex::default() }
+        Self { ports, codecs, clock, options, gateways: Mutex::default() }
     }
 }
 
@@ -239,19 +252,36 @@ impl Route {
         let principals: Vec<Principal> = phones.iter().copied().map(Principal::from).collect();
         match self.ports.presence.slots_of(&principals).await {
             Ok(slots) => {
-                let online: AHashMap<Phone, Slots> =
-                    phones.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect();
-                if !online.is_empty() {
-                    self.slots_known.lock().extend(online.values().flatten());
-                }
-                online
+                self.keep_gateways_known().await;
+                phones.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect()
             }
             Err(error) => {
                 tracing::warn!(stage = Self::NAME, %error, "presence does not answer; hints go to every gateway known");
-                let everywhere: Slots = self.slots_known.lock().iter().copied().collect();
+                let everywhere = self.gateways_known();
                 phones.into_iter().map(|phone| (phone, everywhere.clone())).collect()
             }
         }
+    }
+
+    /// Asks from time to time which gateways live.
+    async fn keep_gateways_known(&self) {
+        let now = self.clock.now();
+        {
+            let mut gateways = self.gateways.lock();
+            if now < gateways.due {
+                return;
+            }
+            gateways.due = now.plus_millis(GATEWAYS_EVERY_MS);
+        }
+        if let Ok(nodes) = self.ports.presence.nodes().await {
+            self.gateways.lock().slots = nodes.iter().map(|node| node.slot).collect();
+        }
+    }
+
+    /// The slots of those that were known last; all there can be, where none was.
+    fn gateways_known(&self) -> Slots {
+        let known = self.gateways.lock().slots.clone();
+        if known.is_empty() { (0..self.ports.log.partitions(Topic::Deliveries)).collect() } else { known }
     }
 
     /// The hints that follow from what was appended, by place in the batch.
