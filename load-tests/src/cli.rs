@@ -2,16 +2,19 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::cluster::{self, Cluster};
 use crate::drive::{Target, drive};
 use crate::http_client::Endpoint;
 use crate::report::publish;
 use crate::run::Access;
-use crate::scenario::Scenario;
+use crate::scenario::{Chaos, Scenario};
 use crate::server::{self, Server};
+use crate::spawned::Spawned;
 use crate::token::Minter;
 use crate::{idle, ingest, log_bench, store_bench};
 
@@ -33,7 +36,7 @@ pub struct Cli {
 enum Command {
     /// Run a scenario: rates, latencies, accounts.
     Run(RunArgs),
-    /// Run a scenario and kill the server with SIGKILL in its midst (needs --spawn).
+    /// Run a scenario and do what it says to the server, or to the cluster and its engines, in its midst (needs --spawn).
     Chaos {
         #[command(flatten)]
         run: RunArgs,
@@ -89,6 +92,10 @@ struct TargetArgs {
     /// Start this `eshaar` binary on a free port with a data directory of its own, and kill it at the end.
     #[arg(long, value_name = "PROGRAM", conflicts_with = "url", required_unless_present = "url")]
     spawn: Option<PathBuf>,
+    /// Start two processes of each role instead of one server, on the real engines that `scripts/engines start DIR` has
+    /// started.
+    #[arg(long, value_name = "DIR", requires = "spawn", conflicts_with = "data_dir")]
+    engines: Option<PathBuf>,
     /// Data directory of the spawned server, kept at the end. Without it: a temporary one.
     #[arg(long, value_name = "DIR", requires = "spawn")]
     data_dir: Option<PathBuf>,
@@ -127,12 +134,14 @@ impl Cli {
             Command::Run(RunArgs { scenario, target }) => {
                 let mut read = Scenario::read(&scenario)?;
                 // A scenario with deaths runs without them here.
-                read.chaos.kills = 0;
+                read.chaos = Chaos::default();
                 run(name_of(&scenario), read, target).await
             }
             Command::Chaos { run: RunArgs { scenario, target }, kills } => {
                 let mut read = Scenario::read(&scenario)?;
-                read.chaos.kills = kills.unwrap_or(read.chaos.kills.max(1));
+                if read.chaos.events.is_empty() {
+                    read.chaos.kills = kills.unwrap_or(read.chaos.kills.max(1));
+                }
                 run(name_of(&scenario), read, target).await
             }
             Command::Latency(LatencyArgs { target, messages, rate }) => {
@@ -182,10 +191,15 @@ impl TargetArgs {
 
     async fn open(&self, scenario_settings: &[String]) -> anyhow::Result<Target> {
         if let Some(program) = &self.spawn {
-            let settings = scenario_settings.iter().chain(&self.settings).cloned().collect();
-            let options = server::Options { program: program.clone(), data_dir: self.data_dir.clone(), settings };
+            let (program, settings) =
+                (program.clone(), scenario_settings.iter().chain(&self.settings).cloned().collect());
+            if let Some(engines) = self.engines.clone() {
+                let cluster = Cluster::start(cluster::Options { program, engines, settings }).await?;
+                return Ok(Target { access: cluster.access()?, spawned: Some(Spawned::Cluster(Arc::new(cluster))) });
+            }
+            let options = server::Options { program, data_dir: self.data_dir.clone(), settings };
             let server = Server::start(options).await?;
-            return Ok(Target { access: server.access()?, server: Some(server) });
+            return Ok(Target { access: server.access()?, spawned: Some(Spawned::Server(Box::new(server))) });
         }
         let (Some(url), Some(api_key), Some(secret_file)) = (&self.url, &self.api_key, &self.jwt_secret_file) else {
             bail!("give --spawn, or --url with --api-key and --jwt-secret-file");
@@ -193,6 +207,8 @@ impl TargetArgs {
         let secret = std::fs::read(secret_file).with_context(|| format!("reading {}", secret_file.display()))?;
         let minter = Minter::new(secret.strip_suffix(b"\n").unwrap_or(&secret))?;
         let endpoint: Endpoint = url.parse()?;
-        Ok(Target { access: Access { endpoint, api_key: api_key.clone(), minter }, server: None })
+        let access =
+            Access { ingest: endpoint.clone().into(), gateways: endpoint.into(), api_key: api_key.clone(), minter };
+        Ok(Target { access, spawned: None })
     }
 }

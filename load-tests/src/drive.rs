@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::accounts::{Inbox, Sent, Verdict};
 use crate::clock::RunClock;
+use crate::events::Events;
 use crate::history;
 use crate::procfs::{Machine, ensure_descriptors};
 use crate::recipient::Recipient;
@@ -17,8 +18,8 @@ use crate::report::{Report, Traffic};
 use crate::run::{Access, Attendance, Run, attendances, plans};
 use crate::scenario::Scenario;
 use crate::sender::Sender;
-use crate::server::Server;
-use crate::watch::Watch;
+use crate::spawned::Spawned;
+use crate::watch::{Process, Watch};
 
 /// Longest time for the recipients to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
@@ -36,14 +37,14 @@ const LEAD_US: u64 = 200_000;
 pub struct Target {
     /// Where it is, and what opens it.
     pub access: Access,
-    /// The process, where we started it.
-    pub server: Option<Server>,
+    /// The processes, where we started them.
+    pub spawned: Option<Spawned>,
 }
 
 impl Target {
-    /// The server's process, where we started it; an error where it has ended.
-    pub fn pid(&self) -> anyhow::Result<Option<u32>> {
-        self.server.as_ref().map(Server::pid).transpose()
+    /// The processes that run now, where we started them.
+    pub fn processes(&self) -> Vec<Process> {
+        self.spawned.as_ref().map_or_else(Vec::new, Spawned::processes)
     }
 }
 
@@ -55,6 +56,7 @@ struct Drive<'a> {
     progress: ProgressBar,
     ticks: u32,
     kills: u32,
+    events: Events,
 }
 
 /// Runs `scenario` against `target`.
@@ -62,11 +64,15 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     let sockets = u64::from(scenario.recipients.count)
         + scenario.senders.iter().map(|senders| u64::from(senders.connections)).sum::<u64>();
     ensure_descriptors(sockets)?;
-    ensure!(scenario.chaos.kills == 0 || target.server.is_some(), "only a server of --spawn can be killed");
+    let is_server = matches!(target.spawned, Some(Spawned::Server(_)));
+    ensure!(scenario.chaos.kills == 0 || is_server, "`chaos.kills` are those of one server, started with --spawn");
+    let is_cluster = matches!(target.spawned, Some(Spawned::Cluster(_)));
+    ensure!(scenario.chaos.events.is_empty() || is_cluster, "`chaos.events` are those of a cluster: --spawn --engines");
     let run = Arc::new(Run::new(scenario, target.access.clone(), RunClock::start(), seed)?);
     let recipients = gather(&run, seed).await?;
     let mut drive = Drive {
-        watch: Watch::begin(target.pid()?),
+        watch: Watch::begin(&target.processes()),
+        events: Events::new(&run.scenario.chaos.events),
         progress: progress(run.scenario.messages)?,
         run: Arc::clone(&run),
         target,
@@ -82,7 +88,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     run.all_sent.cancel();
     drive.drain().await?;
     let total_s = since_first();
-    drive.watch.sample(drive.target.pid()?);
+    drive.watch.sample(&drive.target.processes());
     let usage = drive.watch.usage(run.totals.accepted.get());
     sleep(Duration::from_millis(run.scenario.checks.settle_ms)).await;
     run.stop.cancel();
@@ -156,6 +162,10 @@ impl Drive<'_> {
         while self.kills < self.run.scenario.chaos.kills {
             self.kill().await?;
         }
+        while !self.events.over() {
+            sleep(TICK).await;
+            self.tick().await?;
+        }
         Ok(sent)
     }
 
@@ -185,10 +195,13 @@ impl Drive<'_> {
         let (accepted, received) = (totals.accepted.get(), totals.received.get());
         self.progress.set_position(received);
         if self.ticks.is_multiple_of(TICKS_A_SAMPLE) {
-            self.watch.sample(self.target.pid()?);
+            self.watch.sample(&self.target.processes());
             self.progress.set_message(format!("{accepted} accepted, {} deaths", self.kills));
         }
         self.ticks = self.ticks.wrapping_add(1);
+        if let Some(Spawned::Cluster(cluster)) = &self.target.spawned {
+            self.events.begin_due(accepted as f64 / self.run.scenario.messages as f64, cluster)?;
+        }
         // Spread over the run; the last one comes when all are sent.
         let kills = self.run.scenario.chaos.kills;
         let due = self.run.scenario.messages * u64::from(self.kills + 1) / u64::from(kills.max(1));
@@ -199,8 +212,8 @@ impl Drive<'_> {
     }
 
     async fn kill(&mut self) -> anyhow::Result<()> {
-        self.watch.sample(self.target.pid()?);
-        let server = self.target.server.as_mut().context("only a server of --spawn can be killed")?;
+        self.watch.sample(&self.target.processes());
+        let Some(Spawned::Server(server)) = &mut self.target.spawned else { bail!("there is no server to be killed") };
         server.kill_and_restart(Duration::from_millis(self.run.scenario.chaos.down_ms)).await?;
         self.kills += 1;
         Ok(())
@@ -244,10 +257,8 @@ fn accounts<'a>(sent: &'a [Sent], received: &'a [Inbox]) -> impl Iterator<Item =
 }
 
 fn starts_ms(target: &Target) -> Vec<f64> {
-    target
-        .server
-        .as_ref()
-        .map_or_else(Vec::new, |server| server.starts.iter().map(|start| start.as_secs_f64() * 1e3).collect())
+    let starts = target.spawned.as_ref().map_or_else(Vec::new, Spawned::starts);
+    starts.iter().map(|start| start.as_secs_f64() * 1e3).collect()
 }
 
 fn progress(messages: u64) -> anyhow::Result<ProgressBar> {

@@ -24,7 +24,7 @@ pub async fn replay(run: Arc<Run>, recipient: u32) -> anyhow::Result<Inbox> {
     // Never closed, so always granted.
     let _permit = run.handshakes.acquire().await;
     let token = run.minter.mint(run.phones.number(recipient), unix_seconds());
-    let opening = Session::open(&run.endpoint, run.source(recipient), &token, Resume::Start);
+    let opening = Session::open(run.gateways.of_turn(recipient as usize), run.source(recipient), &token, Resume::Start);
     let mut session = opening.await.with_context(|| format!("reading the history of recipient {recipient}"))?;
     let mut inbox = Inbox::default();
     let mut unacked = 0;

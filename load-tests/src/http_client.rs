@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -50,6 +51,29 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// Where the processes of a role listen, as a load balancer in front of them would know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints(Arc<[Endpoint]>);
+
+impl Endpoints {
+    /// At least one.
+    pub fn new(endpoints: Vec<Endpoint>) -> anyhow::Result<Self> {
+        ensure!(!endpoints.is_empty(), "there is no server to talk to");
+        Ok(Self(endpoints.into()))
+    }
+
+    /// One of them: those who take turns reach all.
+    pub fn of_turn(&self, turn: usize) -> &Endpoint {
+        &self.0[turn % self.0.len()]
+    }
+}
+
+impl From<Endpoint> for Endpoints {
+    fn from(only: Endpoint) -> Self {
+        Self(Arc::new([only]))
+    }
+}
+
 /// Why there is no answer. What became of the request is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -85,28 +109,27 @@ pub struct Post {
     pub body: Bytes,
 }
 
-/// A client that connects when it must.
+/// A client that connects when it must; where that fails, or no answer comes, to the next endpoint.
 pub struct Client {
-    endpoint: Endpoint,
-    host: HeaderValue,
+    endpoints: Endpoints,
+    turn: usize,
     authorization: HeaderValue,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
-    /// A client of `endpoint` that shows `api_key`. It connects with the first request.
-    pub fn new(endpoint: Endpoint, api_key: &str) -> anyhow::Result<Self> {
-        let host = HeaderValue::from_str(&endpoint.authority)?;
+    /// A client that shows `api_key`. It connects with the first request, to the endpoint of `turn`.
+    pub fn new(endpoints: Endpoints, turn: usize, api_key: &str) -> anyhow::Result<Self> {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {api_key}")).context("the API key")?;
         authorization.set_sensitive(true);
-        Ok(Self { endpoint, host, authorization, connection: None })
+        Ok(Self { endpoints, turn, authorization, connection: None })
     }
 
     /// Posts, and reads the whole answer. After an error the next call connects anew.
     pub async fn post(&mut self, post: Post, patience: Duration) -> Result<Answer, CallError> {
         let Post { path, content_type, key, body } = post;
         let mut request = Request::post(path)
-            .header(header::HOST, &self.host)
+            .header(header::HOST, &self.endpoints.of_turn(self.turn).authority)
             .header(header::AUTHORIZATION, &self.authorization)
             .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(key) = key {
@@ -119,7 +142,7 @@ impl Client {
     /// Gets a path.
     pub async fn get(&mut self, path: &str, patience: Duration) -> Result<Answer, CallError> {
         let request = Request::get(path)
-            .header(header::HOST, &self.host)
+            .header(header::HOST, &self.endpoints.of_turn(self.turn).authority)
             .header(header::AUTHORIZATION, &self.authorization)
             .body(Full::default())
             .map_err(connection_failed)?;
@@ -127,6 +150,14 @@ impl Client {
     }
 
     async fn call(&mut self, request: Request<Full<Bytes>>, patience: Duration) -> Result<Answer, CallError> {
+        let called = self.call_this(request, patience).await;
+        if called.is_err() {
+            self.turn += 1;
+        }
+        called
+    }
+
+    async fn call_this(&mut self, request: Request<Full<Bytes>>, patience: Duration) -> Result<Answer, CallError> {
         let mut connection = match self.connection.take() {
             Some(connection) if connection.is_ready() => connection,
             _ => self.connect().await?,
@@ -142,7 +173,8 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
-        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(self.endpoint.address)).await {
+        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(self.endpoints.of_turn(self.turn).address)).await
+        {
             Ok(stream) => stream.map_err(connection_failed)?,
             Err(_) => return Err(CallError::Timeout(CONNECT_TIMEOUT)),
         };

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use crate::recipient::Recipient;
 use crate::run::{Access, Attendance, Run, plans};
 use crate::scenario::Scenario;
 use crate::sender::Sender;
+use crate::watch::Process;
 
 /// How often totals are looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -76,7 +77,9 @@ impl Report {
 
 /// Opens, sends, and measures.
 pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Result<Report> {
-    let pid = target.pid()?.context("the memory of a server is measured where it was started with --spawn")?;
+    let [Process { pid, .. }] = target.processes()[..] else {
+        bail!("the memory of a connection is measured in one server, started with --spawn");
+    };
     let connections = u64::from(options.connections);
     ensure_descriptors(connections + u64::from(OTHERS))?;
     let resident = || resident_bytes(pid).context("the server has ended");
@@ -141,7 +144,12 @@ async fn send(run: &Arc<Run>) -> anyhow::Result<()> {
 async fn fill_caches(run: &Arc<Run>, options: &Options) -> anyhow::Result<()> {
     let messages = (options.messages * options.connections).div_ceil(OTHERS).max(1);
     let few = Options { connections: OTHERS, messages, ..*options };
-    let access = Access { endpoint: run.endpoint.clone(), api_key: run.api_key.clone(), minter: run.minter.clone() };
+    let access = Access {
+        ingest: run.ingest.clone(),
+        gateways: run.gateways.clone(),
+        api_key: run.api_key.clone(),
+        minter: run.minter.clone(),
+    };
     let others = Arc::new(Run::new(scenario(&few)?, access, RunClock::start(), rand::random())?);
     connect(&others, &few).await?;
     send(&others).await?;

@@ -88,11 +88,11 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
         accepted: Counter::default(),
         latency: Latencies::new()?,
     });
-    let mut watch = Watch::begin(target.pid()?);
+    let mut watch = Watch::begin(&target.processes());
     let begin = Instant::now();
     let mut connections = JoinSet::new();
-    for _ in 0..options.connections {
-        connections.spawn(connection(target.access.clone(), Arc::clone(&shared)));
+    for number in 0..options.connections {
+        connections.spawn(connection(target.access.clone(), number, Arc::clone(&shared)));
     }
     loop {
         tokio::select! {
@@ -100,11 +100,11 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
                 Some(done) => done.context("a connection failed")??,
                 None => break,
             },
-            () = sleep(Duration::from_secs(1)) => watch.sample(target.pid()?),
+            () = sleep(Duration::from_secs(1)) => watch.sample(&target.processes()),
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
-    watch.sample(target.pid()?);
+    watch.sample(&target.processes());
     let accepted = shared.accepted.get();
     Ok(Report {
         machine: Machine::here(),
@@ -118,8 +118,8 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
     })
 }
 
-async fn connection(access: Access, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let mut client = Client::new(access.endpoint, &access.api_key)?;
+async fn connection(access: Access, number: u32, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let mut client = Client::new(access.ingest, number as usize, &access.api_key)?;
     loop {
         let number = shared.taken.next();
         if number >= shared.requests {

@@ -50,15 +50,15 @@ struct Thread {
 }
 
 impl CpuByThread {
-    /// Looks at the threads of `pid` now. A thread seen for the first time has used all its time within the measurement,
+    /// Looks at the threads of `pid` now; `role` goes before their names. A thread seen for the first time has used all its time within the measurement,
     /// unless `begin`.
-    pub fn sample(&mut self, pid: u32, begin: bool) {
+    pub fn sample(&mut self, role: &str, pid: u32, begin: bool) {
         let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return };
         for task in tasks.flatten() {
             let Some(tid) = task.file_name().to_str().and_then(|tid| tid.parse().ok()) else { continue };
             let Some(used) = thread_time(pid, tid) else { continue };
             let thread = self.threads.entry((pid, tid)).or_insert_with(|| Thread {
-                group: thread_group(&fs::read_to_string(task.path().join("comm")).unwrap_or_default()),
+                group: group_of(role, &fs::read_to_string(task.path().join("comm")).unwrap_or_default()),
                 before: if begin { used } else { Duration::ZERO },
                 now: used,
             });
@@ -85,6 +85,11 @@ impl CpuByThread {
 fn thread_time(pid: u32, tid: u32) -> Option<Duration> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
+fn group_of(role: &str, thread: &str) -> String {
+    let group = thread_group(thread);
+    if role.is_empty() { group } else { format!("{role} · {group}") }
 }
 
 /// Threads that differ by a number at the end are one group: `log-writer-3` is `log-writer`.
@@ -154,12 +159,12 @@ mod tests {
         let pid = std::process::id();
         assert!(resident_bytes(pid).unwrap() > 100_000);
         let mut cpu = CpuByThread::default();
-        cpu.sample(pid, true);
+        cpu.sample("", pid, true);
         let begin = std::time::Instant::now();
         while begin.elapsed() < Duration::from_millis(20) {
             std::hint::spin_loop();
         }
-        cpu.sample(pid, false);
+        cpu.sample("", pid, false);
         assert!(cpu.total() > Duration::ZERO);
         assert_eq!(cpu.total(), cpu.by_group().values().sum());
     }

@@ -35,6 +35,8 @@ pub struct Recipient {
     cursor: String,
     ready: bool,
     burst: Burst,
+    /// Which gateway is next: another one when a session broke or did not open, as behind a load balancer.
+    turn: usize,
 }
 
 /// What came in one burst, settled with one write to each total.
@@ -66,6 +68,7 @@ impl Recipient {
             cursor: String::new(),
             ready: false,
             burst: Burst::default(),
+            turn: index as usize,
         }
     }
 
@@ -82,9 +85,13 @@ impl Recipient {
                 match self.receive(session).await {
                     End::Stopped => break,
                     End::Left => between(run.scenario.recipients.away_ms),
-                    End::Broken => pause,
+                    End::Broken => {
+                        self.turn += 1;
+                        pause
+                    }
                 }
             } else {
+                self.turn += 1;
                 run.totals.sessions_failed.one();
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 pause.mul_f64(rand::rng().random_range(0.5..1.0))
@@ -100,7 +107,7 @@ impl Recipient {
         let _permit = run.handshakes.acquire().await;
         let token = run.minter.mint(run.phones.number(self.index), unix_seconds());
         let resume = if self.cursor.is_empty() { Resume::Acknowledged } else { Resume::After(&self.cursor) };
-        let session = Session::open(&run.endpoint, run.source(self.index), &token, resume).await?;
+        let session = Session::open(run.gateways.of_turn(self.turn), run.source(self.index), &token, resume).await?;
         run.totals.sessions.one();
         Ok(session)
     }

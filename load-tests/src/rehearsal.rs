@@ -23,6 +23,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::drive::{Target, drive};
+use crate::http_client::Endpoint;
 use crate::report::Report;
 use crate::run::Access;
 use crate::scenario::Scenario;
@@ -171,7 +172,7 @@ where
 
 async fn rehearse(fault: Fault) -> Report {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let endpoint: Endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let (appended, _) = watch::channel(());
     let rehearsal = Arc::new(Rehearsal { fault, state: Mutex::default(), appended });
     let server = tokio::spawn(serve(rehearsal, listener));
@@ -182,8 +183,13 @@ async fn rehearse(fault: Fault) -> Report {
          [recipients]\ncount = 20\nsteady = 0.5\nflapping = 0.2\nstay_ms = [2, 20]\naway_ms = [1, 5]\n\
          [checks]\ndrain_timeout_ms = 500\nsettle_ms = 20\nhistory_sample = 1.0\n",
     );
-    let access = Access { endpoint, api_key: "esk_rehearsal".to_owned(), minter: Minter::new(b"secret").unwrap() };
-    let mut target = Target { access, server: None };
+    let access = Access {
+        ingest: endpoint.clone().into(),
+        gateways: endpoint.into(),
+        api_key: "esk_rehearsal".to_owned(),
+        minter: Minter::new(b"secret").unwrap(),
+    };
+    let mut target = Target { access, spawned: None };
     let report = drive("rehearsal".to_owned(), scenario.unwrap(), &mut target, 7).await.unwrap();
     server.abort();
     report

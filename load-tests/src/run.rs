@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::RunClock;
-use crate::http_client::Endpoint;
+use crate::http_client::Endpoints;
 use crate::measure::{Latencies, Totals};
 use crate::phones::Phones;
 use crate::scenario::Scenario;
@@ -25,8 +25,10 @@ const PORTS_OF_A_SOURCE: u32 = 20_000;
 /// Where the server is, and what opens it.
 #[derive(Clone)]
 pub struct Access {
-    /// Where it listens.
-    pub endpoint: Endpoint,
+    /// Where the HTTP API listens.
+    pub ingest: Endpoints,
+    /// Where the WebSocket gateways listen.
+    pub gateways: Endpoints,
     /// A business's key that may send.
     pub api_key: String,
     /// Signs the recipients' tokens.
@@ -39,8 +41,10 @@ pub struct Run {
     pub id: String,
     /// Its clock.
     pub clock: RunClock,
-    /// Where the server listens.
-    pub endpoint: Endpoint,
+    /// Where the HTTP API listens.
+    pub ingest: Endpoints,
+    /// Where the WebSocket gateways listen.
+    pub gateways: Endpoints,
     /// A business's key.
     pub api_key: String,
     /// Signs the recipients' tokens.
@@ -80,7 +84,8 @@ impl Run {
         Ok(Self {
             id: format!("load-{seed:x}"),
             clock,
-            endpoint: access.endpoint,
+            ingest: access.ingest,
+            gateways: access.gateways,
             api_key: access.api_key,
             minter: access.minter,
             phones: Phones::new(seed),
@@ -116,7 +121,8 @@ impl Run {
 
     /// The last byte of a recipient's source address in 127.0.0.0/8, where one address has too few ports for all.
     pub fn source(&self, recipient: u32) -> Option<u8> {
-        let crowded = self.scenario.recipients.count > PORTS_OF_A_SOURCE && self.endpoint.address.ip().is_loopback();
+        let crowded =
+            self.scenario.recipients.count > PORTS_OF_A_SOURCE && self.gateways.of_turn(0).address.ip().is_loopback();
         crowded.then_some((1 + recipient / PORTS_OF_A_SOURCE) as u8)
     }
 }

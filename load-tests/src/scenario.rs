@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
 use crate::accounts::LANES;
+use crate::events::Event;
 
 /// A load test.
 #[derive(Clone, Debug, Deserialize)]
@@ -174,6 +175,8 @@ pub struct Chaos {
     pub kills: u32,
     /// Milliseconds that it stays down.
     pub down_ms: u64,
+    /// What is done to the processes and the engines of a cluster (`--engines`).
+    pub events: Vec<Event>,
 }
 
 const fn default_content_bytes() -> usize {
@@ -242,6 +245,7 @@ impl Scenario {
             ensure!((1..=LANES).contains(&senders.priorities.len()), "`senders.priorities` has 1 to {LANES} entries");
             ensure!(senders.mode == Mode::Single || senders.priorities.len() == 1, "bulk senders have one priority");
         }
+        self.chaos.events.iter().try_for_each(Event::check)?;
         let connections: u32 = self.senders.iter().map(|senders| senders.connections).sum();
         ensure!(recipients.count >= connections, "each sender needs a recipient of its own: {connections} senders");
         Ok(())

@@ -62,7 +62,7 @@ struct Batch {
 impl Sender {
     /// A sender with a plan.
     pub fn new(plan: Plan, run: Arc<Run>) -> anyhow::Result<Self> {
-        let client = Client::new(run.endpoint.clone(), &run.api_key)?;
+        let client = Client::new(run.ingest.clone(), plan.number as usize, &run.api_key)?;
         let books = plan.recipients.iter().map(|recipient| (*recipient, Sent::default())).collect();
         Ok(Self { plan, run, client, books, turn: 0, text: String::new() })
     }

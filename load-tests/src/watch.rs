@@ -1,10 +1,19 @@
-//! Watches the server's process, and our own, while a run goes on: CPU by thread, memory.
+//! Watches the server's processes, and our own, while a run goes on: CPU by thread, memory.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::procfs::{CpuByThread, resident_bytes};
+
+/// A process of the server.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// What it does; empty where one does everything.
+    pub role: &'static str,
+    /// Its id.
+    pub pid: u32,
+}
 
 /// Samples from the beginning to the end of a measurement.
 pub struct Watch {
@@ -42,8 +51,8 @@ pub struct Usage {
 }
 
 impl Watch {
-    /// Begins to measure. `server` is the server's process, where it is on this machine.
-    pub fn begin(server: Option<u32>) -> Self {
+    /// Begins to measure. `server` are the server's processes, where they are on this machine.
+    pub fn begin(server: &[Process]) -> Self {
         let mut watch = Self {
             server: CpuByThread::default(),
             client: CpuByThread::default(),
@@ -55,16 +64,18 @@ impl Watch {
         watch
     }
 
-    /// Takes a sample: about once a second, and before the server is killed.
-    pub fn sample(&mut self, server: Option<u32>) {
+    /// Takes a sample: about once a second, and before a process is killed.
+    pub fn sample(&mut self, server: &[Process]) {
         self.look(server, false);
     }
 
-    fn look(&mut self, server: Option<u32>, begin: bool) {
-        self.client.sample(std::process::id(), begin);
-        let Some(pid) = server else { return };
-        self.server.sample(pid, begin);
-        if let Some(resident) = resident_bytes(pid) {
+    fn look(&mut self, server: &[Process], begin: bool) {
+        self.client.sample("", std::process::id(), begin);
+        for Process { role, pid } in server {
+            self.server.sample(role, *pid, begin);
+        }
+        let resident: u64 = server.iter().filter_map(|process| resident_bytes(process.pid)).sum();
+        if resident > 0 {
             self.resident_before.get_or_insert(resident);
             self.resident_peak = self.resident_peak.max(resident);
             self.resident_last = resident;

@@ -1,0 +1,273 @@
+//! eshaar as several processes of each role, on real engines that `scripts/engines` has started: topics, tables and keys of
+//! its own, so that one set of engines serves many runs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use parking_lot::Mutex as SyncMutex;
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+use crate::http_client::{Endpoint, Endpoints};
+use crate::process::Process;
+use crate::run::Access;
+use crate::server::{read, temporary_dir};
+use crate::token::Minter;
+use crate::watch;
+
+/// Processes of each role.
+pub const OF_EACH: usize = 2;
+
+/// A role of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The HTTP API.
+    Ingest,
+    /// The stages.
+    Processors,
+    /// The WebSockets.
+    Gateway,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Ingest, Self::Processors, Self::Gateway];
+
+    /// Its name, as a command of `eshaar`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Processors => "processors",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How to start a cluster.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The `eshaar` binary.
+    pub program: PathBuf,
+    /// Where `scripts/engines start` put its engines.
+    pub engines: PathBuf,
+    /// `key=value` settings of every process.
+    pub settings: Vec<String>,
+}
+
+/// A running cluster.
+pub struct Cluster {
+    options: Options,
+    dir: TempDir,
+    ingest: Vec<Endpoint>,
+    gateways: Vec<Endpoint>,
+    api_key: String,
+    /// Each behind a lock of its own: what is done to one takes a while.
+    members: Vec<Member>,
+    joined: SyncMutex<usize>,
+}
+
+/// A process of the cluster.
+struct Member {
+    role: Role,
+    process: Mutex<Process>,
+    /// Its id while it runs, for those who only look.
+    pid: SyncMutex<Option<u32>>,
+    starts: SyncMutex<Vec<Duration>>,
+}
+
+impl Member {
+    fn new(role: Role, process: Process) -> Self {
+        let member =
+            Self { role, pid: SyncMutex::default(), starts: SyncMutex::default(), process: Mutex::new(process) };
+        if let Ok(process) = member.process.try_lock() {
+            member.note(&process);
+        }
+        member
+    }
+
+    fn note(&self, process: &Process) {
+        *self.pid.lock() = process.pid().ok();
+        self.starts.lock().clone_from(&process.starts);
+    }
+}
+
+impl Cluster {
+    /// Makes tables, topics and a key, and starts [`OF_EACH`] processes of each role.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let dir = temporary_dir()?;
+        let engines = Engines::read(&options.engines)?;
+        let name = format!("load{:08x}", rand::random::<u32>());
+        std::fs::write(dir.path().join("eshaar.toml"), engines.configuration(&name)).context("writing eshaar.toml")?;
+        let eshaar = |arguments: &'static [&'static str]| once(&options, dir.path(), arguments);
+        eshaar(&["store", "apply"]).await?;
+        eshaar(&["topics", "apply"]).await?;
+        let api_key = eshaar(&["keys", "create", "--business", "acme", "--permission", "messages:send"]).await?;
+        let mut members = Vec::new();
+        let (mut ingest, mut gateways) = (Vec::new(), Vec::new());
+        for role in Role::ALL {
+            for number in 0..OF_EACH {
+                let process = start(&options, dir.path(), role, number).await?;
+                match role {
+                    Role::Ingest => ingest.push(process.endpoint().clone()),
+                    Role::Gateway => gateways.push(process.endpoint().clone()),
+                    Role::Processors => {}
+                }
+                members.push(Member::new(role, process));
+            }
+        }
+        let joined = SyncMutex::new(OF_EACH);
+        Ok(Self { options, dir, ingest, gateways, api_key: api_key.trim().to_owned(), members, joined })
+    }
+
+    /// Where it is, and what opens it.
+    pub fn access(&self) -> anyhow::Result<Access> {
+        Ok(Access {
+            ingest: Endpoints::new(self.ingest.clone())?,
+            gateways: Endpoints::new(self.gateways.clone())?,
+            api_key: self.api_key.clone(),
+            minter: Minter::new(&read(&self.dir.path().join("secrets/jwt-secret"))?)?,
+        })
+    }
+
+    /// The processes that run now.
+    pub fn processes(&self) -> Vec<watch::Process> {
+        let running = |member: &Member| Some(watch::Process { role: member.role.name(), pid: (*member.pid.lock())? });
+        self.members.iter().filter_map(running).collect()
+    }
+
+    /// From process start to serving, of each start.
+    pub fn starts(&self) -> Vec<Duration> {
+        self.members.iter().flat_map(|member| member.starts.lock().clone()).collect()
+    }
+
+    fn member(&self, role: Role, number: usize) -> anyhow::Result<&Member> {
+        let mut of_role = self.members.iter().filter(|member| member.role == role);
+        of_role.nth(number).with_context(|| format!("there are only {OF_EACH} processes of {role}"))
+    }
+
+    /// Kills a process with SIGKILL, and starts it again after a while.
+    pub async fn kill(&self, role: Role, number: usize, down: Duration) -> anyhow::Result<()> {
+        let member = self.member(role, number)?;
+        let mut process = member.process.lock().await;
+        *member.pid.lock() = None;
+        process.kill().await?;
+        tokio::time::sleep(down).await;
+        process.start_again().await?;
+        member.note(&process);
+        Ok(())
+    }
+
+    /// Stops a process with SIGSTOP, and lets it go on after a while.
+    pub async fn pause(&self, role: Role, number: usize, pause: Duration) -> anyhow::Result<()> {
+        let mut process = self.member(role, number)?.process.lock().await;
+        process.signal("STOP").await?;
+        tokio::time::sleep(pause).await;
+        process.signal("CONT").await
+    }
+
+    /// Tells a process to stop, and starts it again after a while.
+    pub async fn restart(&self, role: Role, number: usize, down: Duration) -> anyhow::Result<()> {
+        let member = self.member(role, number)?;
+        let mut process = member.process.lock().await;
+        *member.pid.lock() = None;
+        process.stop().await.with_context(|| format!("stopping {role} {number}"))?;
+        tokio::time::sleep(down).await;
+        process.start_again().await?;
+        member.note(&process);
+        Ok(())
+    }
+
+    /// A further process of a role, which leaves in order after a while.
+    pub async fn join(&self, role: Role, stay: Duration) -> anyhow::Result<()> {
+        let number = {
+            let mut joined = self.joined.lock();
+            *joined += 1;
+            *joined
+        };
+        let mut process = start(&self.options, self.dir.path(), role, number).await?;
+        tokio::time::sleep(stay).await;
+        process.stop().await.with_context(|| format!("stopping the {role} that had joined"))?;
+        Ok(())
+    }
+
+    /// Runs `scripts/engines COMMAND DIR ENGINE`.
+    pub async fn engine(&self, command: &str, engine: &str) -> anyhow::Result<()> {
+        let script = std::env::current_dir()?.join("scripts/engines");
+        let status = Command::new(&script).arg(command).arg(&self.options.engines).arg(engine).status().await;
+        let status = status.with_context(|| format!("running {} (from the project's root)", script.display()))?;
+        ensure!(status.success(), "scripts/engines {command} {engine} failed");
+        Ok(())
+    }
+}
+
+/// Where the engines are, as `scripts/engines` wrote it down.
+struct Engines(BTreeMap<String, String>);
+
+impl Engines {
+    fn read(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("engines.env");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        Ok(Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+    }
+
+    /// The configuration of every process: everything in it is called `name`.
+    fn configuration(&self, name: &str) -> String {
+        let of = |variable: &str| self.0.get(variable).map_or("", String::as_str);
+        format!(
+            "engines = \"distributed\"\ntopic_prefix = \"{name}.\"\n\
+             [kafka]\nbootstrap_servers = \"{}\"\nreplication_factor = 1\nmin_insync_replicas = 1\n\
+             [scylla]\nnodes = [\"{}\"]\nkeyspace = \"{name}\"\nusername = \"{}\"\npassword = \"{}\"\n\
+             replication = {{ strategy = \"simple\", factor = 1 }}\n\
+             [redis]\naddresses = [\"{}\"]\npassword = \"{}\"\nprefix = \"{name}:\"\n\
+             [registry]\nurl = \"{}\"\n",
+            of("ENGINE_KAFKA"),
+            of("ENGINE_CQL"),
+            of("ENGINE_CQL_USER"),
+            of("ENGINE_CQL_PASSWORD"),
+            of("ENGINE_REDIS"),
+            of("ENGINE_REDIS_PASSWORD"),
+            of("ENGINE_REGISTRY"),
+        )
+    }
+}
+
+fn shared_arguments(options: &Options, dir: &Path) -> Vec<String> {
+    let (dir, file) = (dir.display().to_string(), dir.join("eshaar.toml").display().to_string());
+    let settings = options.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]);
+    ["--data-dir".to_owned(), dir, "--config".to_owned(), file].into_iter().chain(settings).collect()
+}
+
+async fn start(options: &Options, dir: &Path, role: Role, number: usize) -> anyhow::Result<Process> {
+    let mut arguments = vec![role.name().to_owned()];
+    arguments.extend(shared_arguments(options, dir));
+    arguments.extend(["--set".to_owned(), format!("kafka.instance={role}-{number}")]);
+    let started = Process::start(&options.program, arguments, dir.join(format!("{role}-{number}.log"))).await;
+    started.with_context(|| format!("starting {role} {number}"))
+}
+
+/// Runs a command that ends. What it printed.
+async fn once(options: &Options, dir: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(&options.program);
+    command.args(arguments).args(shared_arguments(options, dir)).kill_on_drop(true);
+    let output = command.output().await.with_context(|| format!("starting {}", options.program.display()))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "eshaar {} failed:\n{printed}{}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(printed)
+}

@@ -1,0 +1,34 @@
+//! What a load test started itself: a server in one process, or a cluster of several.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::server::Server;
+use crate::watch::Process;
+
+/// A server that the load test started.
+pub enum Spawned {
+    /// Everything in one process.
+    Server(Box<Server>),
+    /// Several processes of each role, on real engines.
+    Cluster(Arc<Cluster>),
+}
+
+impl Spawned {
+    /// The processes that run now.
+    pub fn processes(&self) -> Vec<Process> {
+        match self {
+            Self::Server(server) => server.pid().into_iter().map(|pid| Process { role: "", pid }).collect(),
+            Self::Cluster(cluster) => cluster.processes(),
+        }
+    }
+
+    /// From process start to serving, of each start.
+    pub fn starts(&self) -> Vec<Duration> {
+        match self {
+            Self::Server(server) => server.starts().to_vec(),
+            Self::Cluster(cluster) => cluster.starts(),
+        }
+    }
+}
