@@ -23,10 +23,10 @@ use crate::{LogError, Topic};
 const DAY_MS: u64 = 86_400_000;
 /// Into how many segments the time that a topic is kept is cut: whole segments go, so records stay that much longer.
 const SEGMENTS: u64 = 8;
-/// How long after their making topics may take to be seen by the broker that is asked.
-const VISIBLE: Duration = Duration::from_secs(10);
+/// How long a broker may take to hear from the controller what was made or changed.
+const HEARD: Duration = Duration::from_secs(10);
 /// How often it is asked.
-const VISIBLE_STEP: Duration = Duration::from_millis(50);
+const HEARD_STEP: Duration = Duration::from_millis(50);
 
 /// How a topic of the cluster is not as the catalogue and the options say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,7 +258,7 @@ impl Cluster {
 
     async fn apply(&self) -> Result<Report, LogError> {
         let mut report = Vec::new();
-        let mut made = false;
+        let mut changed = false;
         for (topic, found) in self.topics().await? {
             let name = self.names.of(topic).to_owned();
             let fixed = |difference: &Difference| !matches!(difference, Difference::Setting { .. });
@@ -266,7 +266,7 @@ impl Cluster {
                 [] => Applied::Unchanged,
                 [Difference::Missing { .. }] => {
                     self.create(topic).await?;
-                    made = true;
+                    changed = true;
                     Applied::Created
                 }
                 differences if differences.iter().any(fixed) => {
@@ -274,13 +274,14 @@ impl Cluster {
                 }
                 differences => {
                     self.alter(topic, found.own).await?;
+                    changed = true;
                     Applied::Altered(differences.to_vec())
                 }
             };
             report.push((name, applied));
         }
-        if made {
-            self.await_visible().await?;
+        if changed {
+            self.await_heard().await?;
         }
         Ok(Report(report))
     }
@@ -324,11 +325,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// A broker hears of a new topic a moment after the controller has made it.
-    async fn await_visible(&self) -> Result<(), LogError> {
-        let deadline = Instant::now() + VISIBLE;
-        while self.shapes().await?.iter().any(Option::is_none) && Instant::now() < deadline {
-            tokio::time::sleep(VISIBLE_STEP).await;
+    /// A broker hears of a change a moment after the controller has made it; whoever looks next is to find it.
+    async fn await_heard(&self) -> Result<(), LogError> {
+        let deadline = Instant::now() + HEARD;
+        let open = |found: &Found| {
+            found.differences.iter().all(|left| matches!(left, Difference::Missing { .. } | Difference::Setting { .. }))
+                && !found.differences.is_empty()
+        };
+        while self.topics().await?.iter().any(|(_, found)| open(found)) && Instant::now() < deadline {
+            tokio::time::sleep(HEARD_STEP).await;
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! Topics made, checked and changed.
 
+use std::time::Instant;
+
 use eshaar_topics::Topic;
 use eshaar_topics::kafka::{self, Applied, Difference, KafkaLog, Options};
 use rdkafka::admin::{AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 
-use crate::{Opened, admin, options, prefix};
+use crate::{Opened, PATIENCE, admin, options, prefix};
 
 async fn applied(options: &Options, prefix: &str) -> Vec<Applied> {
     kafka::apply(options, prefix).await.unwrap().0.into_iter().map(|(_, applied)| applied).collect()
@@ -25,7 +27,12 @@ async fn what_is_missing_is_made_once_and_what_differs_is_set_back() {
         .set("message.timestamp.after.max.ms", "9223372036854775807")
         .set("segment.bytes", "1234567");
     admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
-    let differences = kafka::check(options, prefix).await.unwrap();
+    // The broker hears of it from the controller, a moment later.
+    let deadline = Instant::now() + PATIENCE;
+    let mut differences = Vec::new();
+    while differences.len() < 3 && Instant::now() < deadline {
+        differences = kafka::check(options, prefix).await.unwrap();
+    }
     let retention = |difference: &Difference| {
         matches!(difference, Difference::Setting { topic, key, found: Some(found), wanted }
             if *topic == name && key == "retention.ms" && found == "1000" && wanted == "172800000")
