@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::BufRead;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -15,10 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_avro_fast::Schema;
 use serde_avro_fast::de::{DeserializerConfig, DeserializerState, read::SliceRead};
 use serde_avro_fast::ser::SerializerConfig;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::json::Json;
 use crate::records;
-use crate::registry::{Compatibility, Registry, RegistryError, SchemaId};
+use crate::registry::{Compatibility, Missing, Registry, RegistryError, SchemaId};
 
 /// Bytes before the Avro binary: the magic byte and the schema's id.
 const PREFIX: usize = 5;
@@ -28,6 +31,9 @@ const MAX_ELEMENTS: usize = 1_000_000;
 
 /// Schemas learned from the registry that are kept. Past it all are forgotten, and learned again when met.
 const MAX_LEARNED: usize = 1_024;
+
+/// How long the registry is not asked again for what it did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A record that is on a topic.
 pub trait Contract: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -104,6 +110,35 @@ struct Inner {
     /// A handful: found faster by going through them than by hashing.
     codecs: Vec<Codec>,
     learned: RwLock<HashMap<SchemaId, Arc<Writer>>>,
+    /// Held while the registry is asked, by one at a time.
+    refused: Mutex<Refused>,
+}
+
+/// What the registry did not answer, for a moment: so that a topic full of records that nobody can read is not a
+/// question each.
+#[derive(Default)]
+struct Refused {
+    ids: HashMap<SchemaId, (RegistryError, Instant)>,
+    outage: Option<(RegistryError, Instant)>,
+}
+
+impl Refused {
+    fn find(&self, id: SchemaId) -> Option<RegistryError> {
+        let refusals = self.ids.get(&id).into_iter().chain(&self.outage);
+        refusals.filter(|(_, at)| at.elapsed() < ASK_AGAIN).map(|(error, _)| error.clone()).next()
+    }
+
+    fn note(&mut self, id: SchemaId, error: RegistryError) {
+        let refusal = (error, Instant::now());
+        if matches!(refusal.0, RegistryError::Unavailable { .. }) {
+            self.outage = Some(refusal);
+            return;
+        }
+        if self.ids.len() >= MAX_LEARNED {
+            self.ids.clear();
+        }
+        self.ids.insert(id, refusal);
+    }
 }
 
 impl Codecs {
@@ -116,15 +151,39 @@ impl Codecs {
         registry: Arc<dyn Registry>,
         subjects: &[(String, &'static str)],
     ) -> Result<Self, RegistryError> {
+        let mut found = Vec::with_capacity(subjects.len());
+        for (subject, name) in subjects {
+            let (name, json) = contract(name)?;
+            registry.set_compatibility(subject, Compatibility::FullTransitive).await?;
+            found.push((name, json, registry.register(subject, json).await?));
+        }
+        Self::new(registry, found)
+    }
+
+    /// As [`Codecs::register`], for those who may only read: each subject must have its contract already.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoSubject`] and [`RegistryError::OtherVersions`], for the first subject that has it not; what the
+    /// registry answers; [`RegistryError::Invalid`] for a name that is no contract.
+    pub async fn lookup(
+        registry: Arc<dyn Registry>,
+        subjects: &[(String, &'static str)],
+    ) -> Result<Self, RegistryError> {
+        let mut found = Vec::with_capacity(subjects.len());
+        for (subject, name) in subjects {
+            let (name, json) = contract(name)?;
+            found.push((name, json, look_up(&*registry, subject, name).await?));
+        }
+        Self::new(registry, found)
+    }
+
+    fn new(
+        registry: Arc<dyn Registry>,
+        found: Vec<(&'static str, &'static str, SchemaId)>,
+    ) -> Result<Self, RegistryError> {
         let mut codecs: Vec<Codec> = Vec::new();
         let mut learned = HashMap::new();
-        for (subject, name) in subjects {
-            let (name, json) = *records::CONTRACTS
-                .iter()
-                .find(|(known, _)| known == name || known.rsplit('.').next() == Some(*name))
-                .ok_or_else(|| RegistryError::Invalid { reason: format!("{name} is not a contract of this build") })?;
-            registry.set_compatibility(subject, Compatibility::FullTransitive).await?;
-            let id = registry.register(subject, json).await?;
+        for (name, json, id) in found {
             // Confluent gives one schema one id whatever the subject; should another registry not, all can be read.
             if codecs.iter().any(|codec| codec.name == name) {
                 learned.insert(id, Arc::new(Writer { name: name.to_owned(), schema: parse(json)? }));
@@ -132,7 +191,8 @@ impl Codecs {
                 codecs.push(Codec { name, id, schema: parse(json)? });
             }
         }
-        Ok(Self { inner: Arc::new(Inner { registry, codecs, learned: RwLock::new(learned) }) })
+        let (learned, refused) = (RwLock::new(learned), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { registry, codecs, learned, refused }) })
     }
 
     fn codec<T: Contract>(&self) -> Option<&Codec> {
@@ -205,12 +265,31 @@ impl Codecs {
             .ok_or(DecodeError::UnknownSchema(id))
     }
 
-    /// Asks the registry for a schema id that was met in a record.
+    fn knows(&self, id: SchemaId) -> bool {
+        self.inner.codecs.iter().any(|codec| codec.id == id) || self.inner.learned.read().contains_key(&id)
+    }
+
+    /// Asks the registry for a schema id that was met in a record. However many ask at once, the registry is asked once;
+    /// what it does not know, or while it does not answer, it is asked again after two seconds.
     pub async fn learn(&self, id: SchemaId) -> Result<(), RegistryError> {
-        let known = self.inner.codecs.iter().any(|codec| codec.id == id) || self.inner.learned.read().contains_key(&id);
-        if known {
+        if self.knows(id) {
             return Ok(());
         }
+        let mut refused = self.inner.refused.lock().await;
+        if self.knows(id) {
+            return Ok(()); // learned while this one waited
+        }
+        if let Some(error) = refused.find(id) {
+            return Err(error);
+        }
+        let asked = self.ask(id).await;
+        if let Err(error) = &asked {
+            refused.note(id, error.clone());
+        }
+        asked
+    }
+
+    async fn ask(&self, id: SchemaId) -> Result<(), RegistryError> {
         let json = self.inner.registry.schema(id).await?;
         let writer = Arc::new(Writer { name: record_name(&json)?, schema: parse(&json)? });
         let mut learned = self.inner.learned.write();
@@ -220,6 +299,22 @@ impl Codecs {
         learned.insert(id, writer);
         Ok(())
     }
+}
+
+/// The contract of that Avro name, with or without namespace: its full name and its schema.
+fn contract(name: &str) -> Result<(&'static str, &'static str), RegistryError> {
+    let known = records::CONTRACTS.iter().find(|(known, _)| *known == name || known.rsplit('.').next() == Some(name));
+    known.copied().ok_or_else(|| RegistryError::Invalid { reason: format!("{name} is not a contract of this build") })
+}
+
+/// The id of a contract under a subject, which must be there already.
+pub(crate) async fn look_up(registry: &dyn Registry, subject: &str, name: &str) -> Result<SchemaId, RegistryError> {
+    let (record, json) = contract(name)?;
+    registry.lookup(subject, json).await.map_err(|error| match error {
+        RegistryError::NotFound { what: Missing::Subject(subject) } => RegistryError::NoSubject { subject },
+        RegistryError::NotFound { .. } => RegistryError::OtherVersions { subject: subject.to_owned(), record },
+        other => other,
+    })
 }
 
 fn parse(json: &str) -> Result<Schema, RegistryError> {

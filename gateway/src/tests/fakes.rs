@@ -36,6 +36,10 @@ impl Registry for FakeRegistry {
         }) as SchemaId)
     }
 
+    async fn lookup(&self, subject: &str, schema: &str) -> Result<SchemaId, RegistryError> {
+        self.register(subject, schema).await
+    }
+
     async fn schema(&self, id: SchemaId) -> Result<String, RegistryError> {
         let known = self.0.lock().get(id as usize).cloned();
         known.ok_or(RegistryError::Unavailable { reason: format!("no schema {id}") })

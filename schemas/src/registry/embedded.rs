@@ -211,6 +211,10 @@ impl Registry for EmbeddedRegistry {
         self.run(TransactionBehavior::Immediate, move |db| append(db, &subject, &schema)).await
     }
 
+    async fn lookup(&self, subject: &str, schema: &str) -> Result<SchemaId, RegistryError> {
+        Ok(Self::lookup(self, subject, schema).await?.id)
+    }
+
     async fn schema(&self, id: SchemaId) -> Result<String, RegistryError> {
         self.read(move |db| schema_of(db, id)).await
     }

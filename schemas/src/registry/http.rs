@@ -115,8 +115,8 @@ impl From<RegistryError> for Refusal {
                 Self::new(StatusCode::CONFLICT, 409, message)
             }
             RegistryError::Invalid { reason } => Self::unprocessable(42201, format!("Invalid schema: {reason}")),
-            RegistryError::Unavailable { reason } => {
-                tracing::error!(reason, "the embedded schema registry failed");
+            error => {
+                tracing::error!(%error, "the embedded schema registry failed");
                 let message = "Error in the backend data store".to_owned();
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, 50001, message)
             }

@@ -1,12 +1,15 @@
 //! The registry port: it gives a schema its id, and an id its schema. Any registry that speaks Confluent's API can stand
-//! behind it; [`embedded`] is our own, and [`http`] lets others read that one as they would Confluent's.
+//! behind it, through [`confluent`]; [`embedded`] is our own, and [`http`] lets others read that one as they would
+//! Confluent's.
 
 use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
 
+mod cache;
 pub mod compatibility;
+pub mod confluent;
 pub mod embedded;
 pub mod http;
 
@@ -96,7 +99,7 @@ impl fmt::Display for Missing {
 }
 
 /// What a registry may answer besides what it was asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The schema cannot follow those registered before it.
     #[error("schema refused for subject {subject}: {reason}")]
@@ -111,6 +114,20 @@ pub enum RegistryError {
     NotFound {
         /// What was asked for.
         what: Missing,
+    },
+    /// A subject that this build writes to has not been set up.
+    #[error("subject {subject} is not in the schema registry: run `eshaar topics apply`")]
+    NoSubject {
+        /// The subject.
+        subject: String,
+    },
+    /// A subject has other versions of a contract than the one that this build writes.
+    #[error("subject {subject} does not have {record} as this build writes it: run `eshaar topics apply`")]
+    OtherVersions {
+        /// The subject.
+        subject: String,
+        /// Avro name of the contract.
+        record: &'static str,
     },
     /// Not an Avro schema.
     #[error("not an Avro schema: {reason}")]
@@ -131,6 +148,9 @@ pub enum RegistryError {
 pub trait Registry: Send + Sync + 'static {
     /// Registers `schema` (Avro JSON) under `subject`; the same schema again gets the same id.
     async fn register(&self, subject: &str, schema: &str) -> Result<SchemaId, RegistryError>;
+
+    /// The id that `schema` already has under `subject`; nothing is registered.
+    async fn lookup(&self, subject: &str, schema: &str) -> Result<SchemaId, RegistryError>;
 
     /// The schema of an id, as Avro JSON.
     async fn schema(&self, id: SchemaId) -> Result<String, RegistryError>;
