@@ -109,6 +109,10 @@ pub trait Log: Send + Sync + 'static {
 
     /// Whether the engine answers, for health.
     async fn ping(&self) -> Result<(), LogError>;
+
+    /// Closes it in order: takes nothing more in, and sees through what was appended. A log without anything to see through
+    /// need not do anything.
+    async fn close(&self) {}
 }
 
 /// One partition, read forward. Both calls are cancel-safe.

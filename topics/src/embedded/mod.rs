@@ -275,6 +275,10 @@ impl Log for EmbeddedLog {
         self.shared().partitions.count(topic)
     }
 
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+
     async fn ping(&self) -> Result<(), LogError> {
         self.shared().queue.request(Request::Ping).await
     }

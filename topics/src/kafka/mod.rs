@@ -178,6 +178,10 @@ impl Log for KafkaLog {
         topic.spec().partitions
     }
 
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+
     async fn ping(&self) -> Result<(), LogError> {
         self.ask(|client, lookups| lookups.ping(client)).await
     }

@@ -171,8 +171,9 @@ impl Shared {
         for (_, feed) in std::mem::take(&mut *self.feeds.lock()) {
             feed.end(End::Closed);
         }
-        self.ended.store(true, Ordering::Release);
+        // Before its thread may end: the thread is to be the last to let go.
         self.client.lock().take();
+        self.ended.store(true, Ordering::Release);
     }
 }
 

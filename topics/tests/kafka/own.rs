@@ -168,6 +168,28 @@ async fn a_named_member_keeps_its_partitions_through_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the real engines: ./test"]
+async fn what_is_not_released_in_time_is_taken_away() {
+    let opened = Opened::with(|options| options.revoke_timeout_ms = 500).await;
+    let mut first = opened.log.join("stage", &[TOPIC], StartAt::Oldest).await.unwrap();
+    let mut assignment = assigned(&mut *first).await;
+    let mut second = opened.log.join("stage", &[TOPIC], StartAt::Oldest).await.unwrap();
+    let Ok(ConsumerEvent::Revoked { partitions, release }) = timeout(PATIENCE, first.event()).await.unwrap() else {
+        panic!("nothing was revoked for the second")
+    };
+    assert_eq!(numbers(&assigned(&mut *second).await), partitions.iter().copied().collect());
+    let commit = first.committer().commit(assignment.generation, &[(TOPIC, partitions[0], 1)]).await;
+    assert!(matches!(commit, Err(LogError::NotOwned { partition, .. }) if partition == partitions[0]));
+    for stream in &mut assignment.partitions {
+        let (_, partition) = stream.source();
+        if partitions.contains(&partition) {
+            assert!(matches!(stream.ready().await, Err(LogError::NotOwned { .. })), "its reader gives nothing more");
+        }
+    }
+    drop(release);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
 async fn a_partition_that_nobody_takes_from_does_not_stop_the_others() {
     let opened = Opened::with(|_| {}).await;
     let now = opened.now();
