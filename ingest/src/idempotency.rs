@@ -113,7 +113,8 @@ impl Claims {
 
     /// Keeps the answer for repeats. When that fails nothing is lost: a repeat is produced again, with the same id.
     pub(crate) async fn answered(&self, held: &Held, answer: Bytes) {
-        if let Err(error) = self.store.answered(&held.key, answer).await {
+        let minted = Bytes::copy_from_slice(held.id.as_bytes());
+        if let Err(error) = self.store.answered(&held.key, &minted, answer).await {
             tracing::warn!(%error, "the answer of an idempotent request could not be kept");
         }
     }

@@ -47,9 +47,9 @@ pub trait ClaimStore: Send + Sync + 'static {
     /// claim older than 24 h counts as gone.
     async fn claim(&self, key: &ClaimKey, claim: Claim) -> Result<Claimed, StoreError>;
 
-    /// Records the answer of a claim that is ours.
-    async fn answered(&self, key: &ClaimKey, answer: Bytes) -> Result<(), StoreError>;
+    /// Records the answer of the claim that minted `minted`; where the key has another claim by now, or none, nothing.
+    async fn answered(&self, key: &ClaimKey, minted: &Bytes, answer: Bytes) -> Result<(), StoreError>;
 
-    /// Lets go of claims older than 24 h; returns how many went.
+    /// Lets go of claims older than 24 h; returns how many went, 0 where the engine lets go of them by itself.
     async fn trim(&self, now: Timestamp) -> Result<usize, StoreError>;
 }

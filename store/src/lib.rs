@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod error;
 pub mod keys;
 pub mod messages;
+pub mod scylla;
 pub mod sqlite;
 pub mod stream;
 

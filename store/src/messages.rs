@@ -98,11 +98,13 @@ pub struct SentPage {
 /// Messages and their steps.
 #[async_trait]
 pub trait MessageStore: Send + Sync + 'static {
-    /// Writes messages. The same id again changes nothing.
+    /// Writes messages, in the order of `messages.accepted`. The same id again changes nothing: of two records of a message
+    /// the first in the log stands.
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError>;
 
-    /// Records steps; of each step the first to be recorded wins. A step may come before its message. When a message was
-    /// sent is its own to say: a step `sent` changes nothing.
+    /// Records steps, in any order: of each step the earliest time stands, and of two failures of the same millisecond the
+    /// reason that sorts last. A step may come before its message. When a message was sent is its own to say: a step `sent`
+    /// changes nothing.
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError>;
 
     /// A message by its id.

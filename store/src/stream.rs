@@ -35,8 +35,8 @@ pub struct StreamPage {
 /// Streams of phones.
 #[async_trait]
 pub trait StreamStore: Send + Sync + 'static {
-    /// Writes rows (of any phones) that were read from `partition` of their lanes. The same position again changes
-    /// nothing. Keeps the head and the time marks of each lane partition in the same write.
+    /// Writes rows (of any phones) that were read from `partition` of their lanes. The same row again changes nothing.
+    /// When it returns, the head and the time marks of each lane's partition are written too.
     async fn append(&self, partition: u32, rows: Vec<StreamRow>) -> Result<(), StoreError>;
 
     /// The rows of `phone` that `after` does not cover, at most `limit`. Rows of older epochs than the cursor's count as
@@ -66,6 +66,7 @@ pub trait StreamStore: Send + Sync + 'static {
     /// Records how far phones acknowledged. Never moves back.
     async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError>;
 
-    /// Lets go of what is older than it is to be kept; returns how many rows went. At most a bounded slice a call.
+    /// Lets go of what is older than it is to be kept; returns how many rows went, 0 where the engine lets go of them by
+    /// itself. At most a bounded slice a call.
     async fn trim(&self, now: Timestamp) -> Result<usize, StoreError>;
 }

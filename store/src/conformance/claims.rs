@@ -19,8 +19,8 @@ super::checks! {
     trim_lets_go_of_old_claims_alone,
 }
 
-fn key(principal: &str, key: &str) -> ClaimKey {
-    ClaimKey { principal: principal.to_owned(), key: key.to_owned() }
+fn key(subject: &Subject, principal: &str, key: &str) -> ClaimKey {
+    ClaimKey { principal: subject.name(principal), key: key.to_owned() }
 }
 
 fn claim(minted: &str, claimed_at: Timestamp) -> Claim {
@@ -30,15 +30,16 @@ fn claim(minted: &str, claimed_at: Timestamp) -> Claim {
 async fn the_first_use_claims_and_a_repeat_finds_it(subject: &Subject) -> Result<(), StoreError> {
     let claims = &subject.store.claims;
     let first = claim("a", subject.clock.now());
-    assert_eq!(claims.claim(&key("acme", "k"), first.clone()).await?, Claimed::First);
+    assert_eq!(claims.claim(&key(subject, "acme", "k"), first.clone()).await?, Claimed::First);
     let other = Claim { body_hash: [8; 32], ..claim("b", subject.clock.now()) };
-    assert_eq!(claims.claim(&key("acme", "k"), other).await?, Claimed::Repeat(first));
+    assert_eq!(claims.claim(&key(subject, "acme", "k"), other).await?, Claimed::Repeat(first));
     Ok(())
 }
 
 async fn a_key_belongs_to_its_principal(subject: &Subject) -> Result<(), StoreError> {
     for (principal, name) in [("acme", "k"), ("acme", "k2"), ("acmek", ""), ("other", "k")] {
-        let claimed = subject.store.claims.claim(&key(principal, name), claim("a", subject.clock.now())).await?;
+        let claimed =
+            subject.store.claims.claim(&key(subject, principal, name), claim("a", subject.clock.now())).await?;
         assert_eq!(claimed, Claimed::First, "{principal} {name}");
     }
     Ok(())
@@ -46,14 +47,17 @@ async fn a_key_belongs_to_its_principal(subject: &Subject) -> Result<(), StoreEr
 
 async fn an_answer_is_found_by_the_repeat(subject: &Subject) -> Result<(), StoreError> {
     let claims = &subject.store.claims;
+    let (key, unknown) = (key(subject, "acme", "k"), key(subject, "acme", "unknown"));
     let first = claim("a", subject.clock.now());
-    claims.claim(&key("acme", "k"), first.clone()).await?;
-    claims.answered(&key("acme", "k"), Bytes::from_static(b"{}")).await?;
+    claims.claim(&key, first.clone()).await?;
+    claims.answered(&key, &first.minted, Bytes::from_static(b"{}")).await?;
     let answered = Claim { answer: Some(Bytes::from_static(b"{}")), ..first.clone() };
-    assert_eq!(claims.claim(&key("acme", "k"), first.clone()).await?, Claimed::Repeat(answered));
-    // An answer to what nobody claimed leaves nothing behind.
-    claims.answered(&key("acme", "unknown"), Bytes::from_static(b"{}")).await?;
-    assert_eq!(claims.claim(&key("acme", "unknown"), first).await?, Claimed::First);
+    assert_eq!(claims.claim(&key, first.clone()).await?, Claimed::Repeat(answered));
+    // An answer to a claim that nobody made is not found by the one that is made then.
+    claims.answered(&unknown, &first.minted, Bytes::from_static(b"{}")).await?;
+    let second = claim("b", subject.clock.now());
+    assert_eq!(claims.claim(&unknown, second.clone()).await?, Claimed::First);
+    assert_eq!(claims.claim(&unknown, second.clone()).await?, Claimed::Repeat(second));
     Ok(())
 }
 
@@ -62,9 +66,10 @@ async fn of_a_hundred_at_once_one_is_first(subject: &Subject) -> Result<(), Stor
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..100 {
         let (claims, at_once, now) = (Arc::clone(&subject.store.claims), Arc::clone(&at_once), subject.clock.now());
+        let key = key(subject, "acme", "k");
         tasks.spawn(async move {
             at_once.wait().await;
-            (number, claims.claim(&key("acme", "k"), claim(&number.to_string(), now)).await)
+            (number, claims.claim(&key, claim(&number.to_string(), now)).await)
         });
     }
     let (mut first, mut found) = (Vec::new(), Vec::new());
@@ -82,20 +87,22 @@ async fn of_a_hundred_at_once_one_is_first(subject: &Subject) -> Result<(), Stor
 async fn a_claim_is_gone_after_a_day(subject: &Subject) -> Result<(), StoreError> {
     let claims = &subject.store.claims;
     let old = claim("old", subject.clock.now());
-    claims.claim(&key("acme", "k"), old.clone()).await?;
+    claims.claim(&key(subject, "acme", "k"), old.clone()).await?;
+    claims.answered(&key(subject, "acme", "k"), &old.minted, Bytes::from_static(b"old")).await?;
+    let old = Claim { answer: Some(Bytes::from_static(b"old")), ..old };
     subject.clock.advance_millis(KEPT_MS - 1_000);
-    assert_eq!(claims.claim(&key("acme", "k"), claim("b", subject.clock.now())).await?, Claimed::Repeat(old));
+    assert_eq!(claims.claim(&key(subject, "acme", "k"), claim("b", subject.clock.now())).await?, Claimed::Repeat(old));
     subject.clock.advance_millis(1_000);
     let new = claim("new", subject.clock.now());
-    assert_eq!(claims.claim(&key("acme", "k"), new.clone()).await?, Claimed::First);
-    assert_eq!(claims.claim(&key("acme", "k"), claim("c", subject.clock.now())).await?, Claimed::Repeat(new));
+    assert_eq!(claims.claim(&key(subject, "acme", "k"), new.clone()).await?, Claimed::First);
+    assert_eq!(claims.claim(&key(subject, "acme", "k"), claim("c", subject.clock.now())).await?, Claimed::Repeat(new));
     Ok(())
 }
 
 async fn trim_lets_go_of_old_claims_alone(subject: &Subject) -> Result<(), StoreError> {
     let claims = &subject.store.claims;
     for number in 0..10 {
-        claims.claim(&key("acme", &number.to_string()), claim("a", subject.clock.now())).await?;
+        claims.claim(&key(subject, "acme", &number.to_string()), claim("a", subject.clock.now())).await?;
         subject.clock.advance_millis(KEPT_MS / 8);
     }
     let mut trimmed = 0;
@@ -108,7 +115,7 @@ async fn trim_lets_go_of_old_claims_alone(subject: &Subject) -> Result<(), Store
     // Claimed 10/8, 9/8, 8/8 of a day ago; an engine may leave expired claims to its own time.
     assert!(trimmed <= 3, "{trimmed}");
     for number in 0..10 {
-        let again = claims.claim(&key("acme", &number.to_string()), claim("b", subject.clock.now())).await?;
+        let again = claims.claim(&key(subject, "acme", &number.to_string()), claim("b", subject.clock.now())).await?;
         assert_eq!(again == Claimed::First, number < 3, "{number}");
     }
     Ok(())

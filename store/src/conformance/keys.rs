@@ -1,6 +1,6 @@
 //! API keys: found by id, listed oldest first, revoked once.
 
-use eshaar_model::{BusinessId, Permission};
+use eshaar_model::Permission;
 
 use super::{Subject, start};
 use crate::{ApiKey, StoreError};
@@ -13,14 +13,10 @@ super::checks! {
     the_first_revocation_stays,
 }
 
-fn business(name: &str) -> BusinessId {
-    name.parse().unwrap()
-}
-
-fn key(id: &str, of: &str, after_ms: i64) -> ApiKey {
+fn key(subject: &Subject, id: &str, of: &str, after_ms: i64) -> ApiKey {
     ApiKey {
-        id: id.to_owned(),
-        business: business(of),
+        id: subject.name(id),
+        business: subject.business(of),
         name: "billing 'n more".to_owned(),
         secret_hash: [9; 32],
         permissions: vec![Permission::MessagesSend, Permission::Chat],
@@ -30,45 +26,52 @@ fn key(id: &str, of: &str, after_ms: i64) -> ApiKey {
     }
 }
 
+/// The list of all keys, without those of other subjects.
+async fn ours(subject: &Subject) -> Result<Vec<ApiKey>, StoreError> {
+    let mut keys = subject.store.keys.list(None).await?;
+    keys.retain(|key| key.id.ends_with(&subject.name("")));
+    Ok(keys)
+}
+
 async fn a_key_comes_back_as_it_was_written(subject: &Subject) -> Result<(), StoreError> {
     let keys = &subject.store.keys;
-    let plain = key("k1", "acme", 0);
-    let bare = ApiKey { permissions: Vec::new(), expires_at: Some(start()), ..key("k2", "acme", 0) };
+    let plain = key(subject, "k1", "acme", 0);
+    let bare = ApiKey { permissions: Vec::new(), expires_at: Some(start()), ..key(subject, "k2", "acme", 0) };
     for written in [plain, bare] {
         keys.put(written.clone()).await?;
         assert_eq!(keys.get(&written.id).await?, Some(written));
     }
-    assert_eq!(keys.get("k").await?, None);
+    assert_eq!(keys.get(&subject.name("k")).await?, None);
     Ok(())
 }
 
 async fn the_same_id_again_replaces_it(subject: &Subject) -> Result<(), StoreError> {
     let keys = &subject.store.keys;
-    keys.put(key("k1", "acme", 0)).await?;
-    let changed = ApiKey { permissions: vec![Permission::Admin], ..key("k1", "other", 5) };
+    keys.put(key(subject, "k1", "acme", 0)).await?;
+    let changed = ApiKey { permissions: vec![Permission::Admin], ..key(subject, "k1", "other", 5) };
     keys.put(changed.clone()).await?;
-    assert_eq!(keys.list(None).await?, [changed]);
-    assert!(keys.list(Some(&business("acme"))).await?.is_empty());
+    assert_eq!(ours(subject).await?, [changed]);
+    assert!(keys.list(Some(&subject.business("acme"))).await?.is_empty());
     Ok(())
 }
 
 async fn keys_are_listed_oldest_first(subject: &Subject) -> Result<(), StoreError> {
     let keys = &subject.store.keys;
     for (id, of, after_ms) in [("c", "acme", 1), ("a", "acme", 2), ("b", "other", 0)] {
-        keys.put(key(id, of, after_ms)).await?;
+        keys.put(key(subject, id, of, after_ms)).await?;
     }
     let ids = |keys: Vec<ApiKey>| keys.into_iter().map(|key| key.id).collect::<Vec<_>>();
-    assert_eq!(ids(keys.list(None).await?), ["b", "c", "a"]);
-    assert_eq!(ids(keys.list(Some(&business("acme"))).await?), ["c", "a"]);
+    assert_eq!(ids(ours(subject).await?), ["b", "c", "a"].map(|id| subject.name(id)));
+    assert_eq!(ids(keys.list(Some(&subject.business("acme"))).await?), ["c", "a"].map(|id| subject.name(id)));
     Ok(())
 }
 
 async fn the_first_revocation_stays(subject: &Subject) -> Result<(), StoreError> {
     let keys = &subject.store.keys;
-    keys.put(key("k1", "acme", 0)).await?;
-    assert!(keys.revoke("k1", start().plus_millis(1)).await?);
-    assert!(keys.revoke("k1", start().plus_millis(2)).await?);
-    assert!(!keys.revoke("k2", start()).await?);
-    assert_eq!(keys.get("k1").await?.and_then(|key| key.revoked_at), Some(start().plus_millis(1)));
+    keys.put(key(subject, "k1", "acme", 0)).await?;
+    assert!(keys.revoke(&subject.name("k1"), start().plus_millis(1)).await?);
+    assert!(keys.revoke(&subject.name("k1"), start().plus_millis(2)).await?);
+    assert!(!keys.revoke(&subject.name("k2"), start()).await?);
+    assert_eq!(keys.get(&subject.name("k1")).await?.and_then(|key| key.revoked_at), Some(start().plus_millis(1)));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Status, Timestamp};
 
-use super::{Subject, phone, start};
+use super::{Subject, start};
 use crate::{MessageRow, SentQuery, Step, StoreError, StoredMessage};
 
 super::checks! {
@@ -11,8 +11,8 @@ super::checks! {
     a_message_comes_back_as_it_was_written,
     the_same_id_again_changes_nothing,
     a_step_may_come_before_its_message,
-    the_first_record_of_a_step_wins,
-    the_reason_of_a_failure_is_kept_with_the_first,
+    of_a_step_the_earliest_time_stands,
+    the_reason_of_a_failure_is_that_of_the_earliest,
     sent_is_the_messages_own_to_say,
     expiry_is_shown_by_the_clock,
     a_list_is_newest_first_and_of_one_business,
@@ -21,19 +21,15 @@ super::checks! {
     a_filter_that_matches_little_ends,
 }
 
-fn acme() -> BusinessId {
-    "acme".parse().unwrap()
-}
-
 /// A message that was accepted `after_ms` after the start.
-fn message(number: u64, after_ms: i64) -> MessageRow {
+fn message(subject: &Subject, number: u64, after_ms: i64) -> MessageRow {
     let created_at = start().plus_millis(after_ms);
     MessageRow {
         id: MessageId::new(created_at),
         message_type: MessageType::OneWay,
         conversation: None,
-        sender: acme().into(),
-        recipient: phone(number).into(),
+        sender: subject.business("acme").into(),
+        recipient: subject.phone(number).into(),
         created_at,
         expires_at: None,
         accepted: (3, number),
@@ -58,13 +54,13 @@ async fn get(subject: &Subject, id: MessageId) -> Result<StoredMessage, StoreErr
 }
 
 async fn a_message_comes_back_as_it_was_written(subject: &Subject) -> Result<(), StoreError> {
-    let one_way = MessageRow { expires_at: Some(later(9)), ..message(1, 0) };
+    let one_way = MessageRow { expires_at: Some(later(9)), ..message(subject, 1, 0) };
     let chat = MessageRow {
         message_type: MessageType::Chat,
         conversation: Some(ConversationId::new(start())),
-        sender: phone(2).into(),
-        recipient: Principal::Business(acme()),
-        ..message(2, 5)
+        sender: subject.phone(2).into(),
+        recipient: Principal::Business(subject.business("acme")),
+        ..message(subject, 2, 5)
     };
     subject.store.messages.put(vec![one_way.clone(), chat.clone()]).await?;
     for written in [one_way, chat] {
@@ -78,22 +74,24 @@ async fn a_message_comes_back_as_it_was_written(subject: &Subject) -> Result<(),
 
 async fn the_same_id_again_changes_nothing(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let first = message(1, 0);
-    let again = MessageRow { value: Bytes::from_static(b"other"), accepted: (0, 0), ..first.clone() };
+    let first = message(subject, 1, 0);
+    let again = MessageRow { value: Bytes::from_static(b"other"), accepted: (3, 7), ..first.clone() };
     messages.put(vec![first.clone(), again.clone()]).await?;
     messages.put(vec![again]).await?;
     assert_eq!(get(subject, first.id).await?.row, first);
-    let page = messages.sent_by(&acme(), SentQuery { limit: 10, ..SentQuery::default() }, start()).await?;
+    let page =
+        messages.sent_by(&subject.business("acme"), SentQuery { limit: 10, ..SentQuery::default() }, start()).await?;
     assert_eq!((ids(&page.messages), page.next), (vec![first.id], None));
     Ok(())
 }
 
 async fn a_step_may_come_before_its_message(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let row = message(1, 0);
+    let row = message(subject, 1, 0);
     messages.reach(vec![step(row.id, Status::Delivered, 20)]).await?;
     assert_eq!(messages.get(row.id).await?, None);
-    let page = messages.sent_by(&acme(), SentQuery { limit: 10, ..SentQuery::default() }, later(30)).await?;
+    let page =
+        messages.sent_by(&subject.business("acme"), SentQuery { limit: 10, ..SentQuery::default() }, later(30)).await?;
     assert!(page.messages.is_empty() && page.next.is_none());
     messages.put(vec![row.clone()]).await?;
     let read = get(subject, row.id).await?;
@@ -102,30 +100,47 @@ async fn a_step_may_come_before_its_message(subject: &Subject) -> Result<(), Sto
     Ok(())
 }
 
-async fn the_first_record_of_a_step_wins(subject: &Subject) -> Result<(), StoreError> {
-    let row = message(1, 0);
+async fn of_a_step_the_earliest_time_stands(subject: &Subject) -> Result<(), StoreError> {
+    let row = message(subject, 1, 0);
     subject.store.messages.put(vec![row.clone()]).await?;
     let steps = vec![step(row.id, Status::Read, 50), step(row.id, Status::Read, 40)];
     subject.store.messages.reach(steps).await?;
     subject.store.messages.reach(vec![step(row.id, Status::Delivered, 30), step(row.id, Status::Read, 60)]).await?;
     let read = get(subject, row.id).await?;
-    assert_eq!((read.steps.at(Status::Delivered), read.steps.at(Status::Read)), (Some(later(30)), Some(later(50))));
+    assert_eq!((read.steps.at(Status::Delivered), read.steps.at(Status::Read)), (Some(later(30)), Some(later(40))));
     assert_eq!(read.status(later(99)), Status::Read);
     Ok(())
 }
 
-async fn the_reason_of_a_failure_is_kept_with_the_first(subject: &Subject) -> Result<(), StoreError> {
-    let row = message(1, 0);
-    let failed = |reason: &str| Step { reason: Some(reason.to_owned()), ..step(row.id, Status::Failed, 5) };
-    subject.store.messages.reach(vec![failed("no_device"), failed("other")]).await?;
-    subject.store.messages.put(vec![row.clone()]).await?;
-    let read = get(subject, row.id).await?;
-    assert_eq!((read.failure_reason.as_deref(), read.status(later(9))), (Some("no_device"), Status::Failed));
+async fn the_reason_of_a_failure_is_that_of_the_earliest(subject: &Subject) -> Result<(), StoreError> {
+    let failed = |row: &MessageRow, reason: Option<&str>, after_ms| {
+        vec![Step { reason: reason.map(str::to_owned), ..step(row.id, Status::Failed, after_ms) }]
+    };
+    let (early, together) = (message(subject, 1, 0), message(subject, 2, 0));
+    let writes = [
+        failed(&early, Some("no_device"), 6),
+        failed(&early, Some("expired_token"), 5),
+        failed(&early, Some("other"), 7),
+        // In the same millisecond: in whichever order they come, the reason that sorts last.
+        failed(&together, Some("no_device"), 5),
+        failed(&together, Some("other"), 5),
+        failed(&together, None, 5),
+        failed(&together, Some("expired_token"), 5),
+    ];
+    for write in writes {
+        subject.store.messages.reach(write).await?;
+    }
+    subject.store.messages.put(vec![early.clone(), together.clone()]).await?;
+    for (row, reason) in [(early, "expired_token"), (together, "other")] {
+        let read = get(subject, row.id).await?;
+        assert_eq!((read.failure_reason.as_deref(), read.status(later(9))), (Some(reason), Status::Failed));
+        assert_eq!(read.steps.at(Status::Failed), Some(later(5)));
+    }
     Ok(())
 }
 
 async fn sent_is_the_messages_own_to_say(subject: &Subject) -> Result<(), StoreError> {
-    let row = message(1, 0);
+    let row = message(subject, 1, 0);
     subject.store.messages.reach(vec![step(row.id, Status::Sent, 70)]).await?;
     assert_eq!(subject.store.messages.get(row.id).await?, None);
     subject.store.messages.put(vec![row.clone()]).await?;
@@ -134,7 +149,7 @@ async fn sent_is_the_messages_own_to_say(subject: &Subject) -> Result<(), StoreE
 }
 
 async fn expiry_is_shown_by_the_clock(subject: &Subject) -> Result<(), StoreError> {
-    let (waits, arrived) = (message(1, 0), message(2, 1));
+    let (waits, arrived) = (message(subject, 1, 0), message(subject, 2, 1));
     let rows = [&waits, &arrived].map(|row| MessageRow { expires_at: Some(later(1_000)), ..row.clone() });
     subject.store.messages.put(rows.to_vec()).await?;
     subject.store.messages.reach(vec![step(arrived.id, Status::Delivered, 500)]).await?;
@@ -142,7 +157,7 @@ async fn expiry_is_shown_by_the_clock(subject: &Subject) -> Result<(), StoreErro
         assert_eq!(get(subject, waits.id).await?.status(now), shown);
         assert_eq!(get(subject, arrived.id).await?.status(now), Status::Delivered);
         let query = SentQuery { status: Some(shown), limit: 10, ..SentQuery::default() };
-        let page = subject.store.messages.sent_by(&acme(), query, now).await?;
+        let page = subject.store.messages.sent_by(&subject.business("acme"), query, now).await?;
         assert_eq!(ids(&page.messages), [waits.id]);
     }
     Ok(())
@@ -150,13 +165,17 @@ async fn expiry_is_shown_by_the_clock(subject: &Subject) -> Result<(), StoreErro
 
 async fn a_list_is_newest_first_and_of_one_business(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let other: BusinessId = "acme-bank".parse().unwrap();
-    let (first, second) = (message(1, 0), message(2, 1));
-    let of_other = MessageRow { sender: other.clone().into(), ..message(1, 2) };
-    let from_phone = MessageRow { sender: phone(1).into(), recipient: acme().into(), ..message(1, 3) };
+    let other: BusinessId = subject.business("acme-bank");
+    let (first, second) = (message(subject, 1, 0), message(subject, 2, 1));
+    let of_other = MessageRow { sender: other.clone().into(), ..message(subject, 1, 2) };
+    let from_phone = MessageRow {
+        sender: subject.phone(1).into(),
+        recipient: subject.business("acme").into(),
+        ..message(subject, 1, 3)
+    };
     messages.put(vec![second.clone(), of_other.clone(), first.clone(), from_phone]).await?;
     let query = SentQuery { limit: 10, ..SentQuery::default() };
-    let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+    let page = messages.sent_by(&subject.business("acme"), query.clone(), start()).await?;
     assert_eq!((ids(&page.messages), page.next), (vec![second.id, first.id], None));
     let page = messages.sent_by(&other, query, start()).await?;
     assert_eq!(ids(&page.messages), [of_other.id]);
@@ -165,40 +184,43 @@ async fn a_list_is_newest_first_and_of_one_business(subject: &Subject) -> Result
 
 async fn a_list_is_filtered_by_type_status_and_phone(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let rows: Vec<_> = (0..4).map(|n| message(n % 2, n as i64)).collect();
+    let rows: Vec<_> = (0..4).map(|n| message(subject, n % 2, n as i64)).collect();
     let chat = MessageRow {
         message_type: MessageType::Chat,
         conversation: Some(ConversationId::new(start())),
-        ..message(0, 4)
+        ..message(subject, 0, 4)
     };
     messages.put([rows.clone(), vec![chat.clone()]].concat()).await?;
     messages.reach(vec![step(rows[0].id, Status::Read, 9), step(rows[1].id, Status::Delivered, 9)]).await?;
     let query = SentQuery { limit: 10, ..SentQuery::default() };
-    let list = async |query| Ok::<_, StoreError>(ids(&messages.sent_by(&acme(), query, later(10)).await?.messages));
+    let list = async |query| {
+        Ok::<_, StoreError>(ids(&messages.sent_by(&subject.business("acme"), query, later(10)).await?.messages))
+    };
     let of_type = SentQuery { message_type: Some(MessageType::Chat), ..query.clone() };
     assert_eq!(list(of_type).await?, [chat.id]);
     let at_status = SentQuery { status: Some(Status::Sent), ..query.clone() };
     assert_eq!(list(at_status).await?, [chat.id, rows[3].id, rows[2].id]);
-    let to = SentQuery { to: Some(phone(1)), ..query.clone() };
+    let to = SentQuery { to: Some(subject.phone(1)), ..query.clone() };
     assert_eq!(list(to.clone()).await?, [rows[3].id, rows[1].id]);
     assert_eq!(list(SentQuery { status: Some(Status::Delivered), ..to }).await?, [rows[1].id]);
-    assert!(list(SentQuery { to: Some(phone(9)), ..query }).await?.is_empty());
+    assert!(list(SentQuery { to: Some(subject.phone(9)), ..query }).await?.is_empty());
     Ok(())
 }
 
 async fn pages_give_each_message_once_while_new_ones_come(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let rows: Vec<_> = (0..25).map(|n| message(n % 3, n as i64)).collect();
+    let rows: Vec<_> = (0..25).map(|n| message(subject, n % 3, n as i64)).collect();
     messages.put(rows.clone()).await?;
-    let wanted: Vec<_> = rows.iter().rev().filter(|row| row.recipient == phone(1).into()).map(|row| row.id).collect();
+    let wanted: Vec<_> =
+        rows.iter().rev().filter(|row| row.recipient == subject.phone(1).into()).map(|row| row.id).collect();
     for limit in [1, 2, 7, 8, 9] {
-        let mut query = SentQuery { to: Some(phone(1)), limit, ..SentQuery::default() };
+        let mut query = SentQuery { to: Some(subject.phone(1)), limit, ..SentQuery::default() };
         let mut seen = Vec::new();
         loop {
-            let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+            let page = messages.sent_by(&subject.business("acme"), query.clone(), start()).await?;
             assert!(page.messages.len() <= limit);
             seen.extend(ids(&page.messages));
-            messages.put(vec![message(2, 1_000)]).await?;
+            messages.put(vec![message(subject, 2, 1_000)]).await?;
             match page.next {
                 Some(next) => query.before = Some(next),
                 None => break,
@@ -212,7 +234,7 @@ async fn pages_give_each_message_once_while_new_ones_come(subject: &Subject) -> 
 /// What is looked at for one page is bounded: an empty page may have a next one, and the last is reached.
 async fn a_filter_that_matches_little_ends(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
-    let rows: Vec<_> = (0..12_000).map(|n| message(1, n)).collect();
+    let rows: Vec<_> = (0..12_000).map(|n| message(subject, 1, n)).collect();
     let oldest = rows[0].id;
     for rows in rows.chunks(1_000) {
         messages.put(rows.to_vec()).await?;
@@ -221,7 +243,7 @@ async fn a_filter_that_matches_little_ends(subject: &Subject) -> Result<(), Stor
     let mut query = SentQuery { status: Some(Status::Read), limit: 10, ..SentQuery::default() };
     let mut seen = Vec::new();
     for _ in 0..100 {
-        let page = messages.sent_by(&acme(), query.clone(), start()).await?;
+        let page = messages.sent_by(&subject.business("acme"), query.clone(), start()).await?;
         seen.extend(ids(&page.messages));
         query.before = page.next;
         if page.next.is_none() {

@@ -1,6 +1,8 @@
-//! What every engine must do, as one suite: each engine's tests run it against a fresh, empty store for each check.
+//! What every engine must do, as one suite.
 //!
-//! A check panics where the engine is wrong. It holds the clock that the store was opened with, and moves it.
+//! A check panics where the engine is wrong. It holds the clock that the store was opened with, and moves it. It keeps to
+//! phones, epochs, names and keys of its own, which its [`Subject`] hands out, so that checks may share one database where
+//! making another is slow.
 
 #![allow(clippy::unwrap_used, reason = "a check that fails panics")]
 
@@ -12,19 +14,52 @@ pub mod streams;
 use std::future::Future;
 
 use bytes::Bytes;
-use eshaar_model::{Clock, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
+use eshaar_model::{BusinessId, Clock, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
 
 use crate::{Store, StoreError, StreamRow};
 
 /// How long the store under test must keep streams, in milliseconds: 30 days.
 pub const STREAM_TTL_MS: i64 = 30 * 24 * 3600 * 1000;
 
-/// A fresh store, with the clock it was opened with: a manual one that stands at [`start`].
+/// A store with the clock it was opened with, a manual one that stands at [`start`], and keys of one's own.
 pub struct Subject {
     /// The store.
     pub store: Store,
     /// Its clock.
     pub clock: Clock,
+    /// Keeps the keys of subjects apart that share a database: each has another, the later a higher one, below 9,000.
+    pub space: u32,
+}
+
+impl Subject {
+    pub(crate) fn phone(&self, number: u64) -> Phone {
+        Phone::from_digits(966_500_000_000 + u64::from(self.space) * 10_000 + number).unwrap()
+    }
+
+    pub(crate) fn epoch(&self, number: u32) -> Epoch {
+        Epoch(self.space * 16 + number)
+    }
+
+    pub(crate) fn at(&self, epoch: u32, lane: Lane, offset: u64) -> StreamPosition {
+        StreamPosition { epoch: self.epoch(epoch), lane, offset }
+    }
+
+    /// A row of the phone of this number that was accepted `after_ms` after the start.
+    pub(crate) fn row(&self, number: u64, position: StreamPosition, after_ms: i64) -> StreamRow {
+        let accepted = start().plus_millis(after_ms);
+        let value = Bytes::from(format!("{}/{}/{}", position.epoch.0, position.lane, position.offset));
+        let id = MessageId::new(accepted);
+        StreamRow { phone: self.phone(number), position, id, at: accepted, expires_at: None, value }
+    }
+
+    /// A name of our own.
+    pub(crate) fn name(&self, name: &str) -> String {
+        format!("{name}-{}", self.space)
+    }
+
+    pub(crate) fn business(&self, name: &str) -> BusinessId {
+        self.name(name).parse().unwrap()
+    }
 }
 
 /// Where the clock of a [`Subject`] stands at first.
@@ -32,7 +67,7 @@ pub const fn start() -> Timestamp {
     Timestamp::from_millis(1_760_000_000_000)
 }
 
-/// Runs the checks of every port, each against a store of its own that `fresh` makes.
+/// Runs the checks of every port, each against a subject of its own that `fresh` makes.
 pub async fn run<F, S>(fresh: F) -> Result<(), StoreError>
 where
     F: Fn() -> S,
@@ -44,7 +79,7 @@ where
     keys::run(&fresh).await
 }
 
-/// Runs checks by name, each against a store of its own.
+/// Runs checks by name, each against a subject of its own.
 macro_rules! checks {
     ($(#[$doc:meta])* $($check:ident),* $(,)?) => {
         $(#[$doc])*
@@ -63,19 +98,3 @@ macro_rules! checks {
     };
 }
 use checks;
-
-/// A phone of a valid series.
-pub(crate) fn phone(number: u64) -> Phone {
-    Phone::from_digits(966_500_000_000 + number).unwrap()
-}
-
-pub(crate) const fn at(epoch: u32, lane: Lane, offset: u64) -> StreamPosition {
-    StreamPosition { epoch: Epoch(epoch), lane, offset }
-}
-
-/// A row that was accepted `after_ms` after the start.
-pub(crate) fn row(phone: Phone, position: StreamPosition, after_ms: i64) -> StreamRow {
-    let accepted = start().plus_millis(after_ms);
-    let value = Bytes::from(format!("{}/{}/{}", position.epoch.0, position.lane, position.offset));
-    StreamRow { phone, position, id: MessageId::new(accepted), at: accepted, expires_at: None, value }
-}

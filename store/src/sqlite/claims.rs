@@ -22,13 +22,13 @@ impl ClaimStore for Sqlite {
             .await
     }
 
-    async fn answered(&self, key: &ClaimKey, answer: Bytes) -> Result<(), StoreError> {
-        let key = key.clone();
+    async fn answered(&self, key: &ClaimKey, minted: &Bytes, answer: Bytes) -> Result<(), StoreError> {
+        let (key, minted) = (key.clone(), minted.clone());
         self.write(Operation::new("answer_claim"), 1, move |tables| {
             tables
                 .db
-                .prepare_cached("UPDATE claim SET answer = ?3 WHERE principal = ?1 AND key = ?2")?
-                .execute(params![key.principal, key.key, &answer[..]])
+                .prepare_cached("UPDATE claim SET answer = ?4 WHERE principal = ?1 AND key = ?2 AND minted = ?3")?
+                .execute(params![key.principal, key.key, &minted[..], &answer[..]])
                 .map(drop)
         })
         .await

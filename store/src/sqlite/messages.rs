@@ -87,13 +87,18 @@ macro_rules! reach_step {
             $step,
             " WHERE ",
             $step,
-            " IS NULL"
+            " IS NULL OR excluded.",
+            $step,
+            " < ",
+            $step
         )
     };
 }
 
 const REACH_FAILED: &str = "INSERT INTO message (id, failed, reason) VALUES (?1, ?2, ?3)
-     ON CONFLICT DO UPDATE SET failed = excluded.failed, reason = excluded.reason WHERE failed IS NULL";
+     ON CONFLICT DO UPDATE SET failed = excluded.failed, reason = excluded.reason WHERE failed IS NULL
+         OR excluded.failed < failed
+         OR excluded.failed = failed AND coalesce(excluded.reason, '') > coalesce(reason, '')";
 
 fn reach(db: &Connection, steps: &[Step]) -> Result<()> {
     for step in steps {

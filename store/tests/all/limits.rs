@@ -55,6 +55,7 @@ async fn a_store_answers_and_syncs() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).store;
     store.engine.ping().await.unwrap();
+    assert_eq!(store.streams.newest_epoch().await.unwrap(), None);
     store.engine.sync().await.unwrap();
     store.engine.sync().await.unwrap();
     assert_eq!(store.claims.trim(start()).await.unwrap(), 0);

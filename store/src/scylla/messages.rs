@@ -1,0 +1,180 @@
+//! Messages by id, and their steps.
+//!
+//! Each write carries a timestamp that says what stands, so that neither the order of writes matters nor who writes: of
+//! two records of one message the first in the log, of two times of a step the earliest. A step may come before its
+//! message: it is a row without a `type`, which nobody is shown.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Status, StatusSteps, Timestamp};
+use scylla::DeserializeRow;
+use scylla::value::{CqlTimestamp, MaybeUnset};
+use uuid::Uuid;
+
+use super::Cql;
+use super::call::Call;
+use super::columns::{lowest_wins, optional_time, time, timestamp};
+use super::statements::reach;
+use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
+
+/// Messages that are asked for by one request; ScyllaDB refuses more than 100.
+const TOGETHER: usize = 50;
+
+#[async_trait]
+impl MessageStore for Cql {
+    async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError> {
+        let call = self.call("put_messages")?;
+        let messages = rows.iter().map(|row| put(&call, row)).collect();
+        tokio::try_join!(call.all(messages), self.put_sent(&call, &rows))?;
+        Ok(())
+    }
+
+    async fn reach(&self, mut steps: Vec<Step>) -> Result<(), StoreError> {
+        let call = self.call("reach")?;
+        steps.retain(|step| step.status != Status::Sent);
+        steps.sort_by_key(|step| step.id);
+        call.all(steps.chunk_by(|a, b| a.id == b.id).map(|steps| reach_all(&call, steps)).collect()).await
+    }
+
+    async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        let call = self.call("get_message")?;
+        let rows = call.read(&call.statements().message, (Uuid::from(id),)).await?;
+        Ok(call.rows(&rows, stored_message)?.into_iter().flatten().next())
+    }
+
+    async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError> {
+        let call = self.call("list_sent")?;
+        super::sent::page(&call, business, &query, now).await
+    }
+}
+
+async fn put(call: &Call<'_>, row: &MessageRow) -> Result<(), StoreError> {
+    let (sender, recipient) = (row.sender.to_string(), row.recipient.to_string());
+    let offset = super::columns::integer(row.accepted.1);
+    let values = (
+        Uuid::from(row.id),
+        row.message_type as i8,
+        MaybeUnset::from_option(row.conversation.map(Uuid::from)),
+        sender,
+        recipient,
+        time(row.created_at),
+        optional_time(row.expires_at),
+        row.accepted.0 as i32,
+        offset,
+        &row.value,
+        lowest_wins(offset),
+    );
+    call.write(&call.statements().put_message, values).await
+}
+
+/// The steps of one message.
+async fn reach_all(call: &Call<'_>, steps: &[Step]) -> Result<(), StoreError> {
+    let mut writes = Vec::with_capacity(steps.len());
+    for step in steps {
+        let (written_at, at, id) = (lowest_wins(step.at.as_millis()), time(step.at), Uuid::from(step.id));
+        if let Some(statement) = reach(call.statements(), step.status) {
+            writes.push((statement, (written_at, at, id)));
+        } else {
+            // Of two failures of one millisecond CQL keeps the reason that sorts last.
+            let reason = MaybeUnset::from_option(step.reason.as_deref());
+            call.write(&call.statements().reach_failed, (written_at, at, reason, id)).await?;
+        }
+    }
+    if writes.is_empty() { Ok(()) } else { call.write_together(writes).await }
+}
+
+/// A row of `message`.
+#[derive(DeserializeRow)]
+struct Row {
+    id: Uuid,
+    #[scylla(rename = "type")]
+    message_type: Option<i8>,
+    conversation: Option<Uuid>,
+    sender: Option<String>,
+    recipient: Option<String>,
+    created_at: Option<CqlTimestamp>,
+    expires_at: Option<CqlTimestamp>,
+    accepted_partition: Option<i32>,
+    accepted_offset: Option<i64>,
+    value: Option<Bytes>,
+    reason: Option<String>,
+    failed: Option<CqlTimestamp>,
+    expired: Option<CqlTimestamp>,
+    cancelled: Option<CqlTimestamp>,
+    delivered: Option<CqlTimestamp>,
+    read: Option<CqlTimestamp>,
+}
+
+/// `None` where only steps have come.
+fn stored_message(row: Row) -> Result<Option<StoredMessage>, String> {
+    let (Some(message_type), Some(created_at)) = (row.message_type, row.created_at.map(timestamp)) else {
+        return Ok(None);
+    };
+    let id = MessageId::try_from(row.id).map_err(|error| error.to_string())?;
+    let of_message = MessageRow {
+        id,
+        message_type: self::message_type(message_type)?,
+        conversation: row.conversation.map(ConversationId::try_from).transpose().map_err(|error| error.to_string())?,
+        sender: principal(row.sender.as_deref(), id)?,
+        recipient: principal(row.recipient.as_deref(), id)?,
+        created_at,
+        expires_at: row.expires_at.map(timestamp),
+        accepted: (row.accepted_partition.unwrap_or(0) as u32, row.accepted_offset.unwrap_or(0) as u64),
+        value: row.value.unwrap_or_default(),
+    };
+    let mut steps = steps([row.failed, row.expired, row.cancelled, row.delivered, row.read]);
+    steps.reach(Status::Sent, created_at);
+    Ok(Some(StoredMessage { row: of_message, steps, failure_reason: row.reason }))
+}
+
+fn principal(text: Option<&str>, of: MessageId) -> Result<Principal, String> {
+    text.unwrap_or_default().parse().map_err(|error| format!("message {of}: {error}"))
+}
+
+pub(super) fn message_type(value: i8) -> Result<MessageType, String> {
+    match value {
+        0 => Ok(MessageType::OneWay),
+        1 => Ok(MessageType::Chat),
+        other => Err(format!("there is no message type {other}")),
+    }
+}
+
+/// From the columns of all steps but `sent`, lowest first.
+fn steps(columns: [Option<CqlTimestamp>; 5]) -> StatusSteps {
+    let mut steps = StatusSteps::default();
+    for (status, at) in Status::ALL.into_iter().skip(1).zip(columns) {
+        if let Some(at) = at {
+            steps.reach(status, timestamp(at));
+        }
+    }
+    steps
+}
+
+/// The steps of messages, in no order; one that none has come of is not among them.
+pub(super) async fn steps_of(call: &Call<'_>, ids: &[Uuid]) -> Result<Vec<(Uuid, StatusSteps)>, StoreError> {
+    type Row = (
+        Uuid,
+        Option<CqlTimestamp>,
+        Option<CqlTimestamp>,
+        Option<CqlTimestamp>,
+        Option<CqlTimestamp>,
+        Option<CqlTimestamp>,
+    );
+    let lookup = async |ids: Vec<Uuid>| {
+        let rows = call.read(&call.statements().steps, (ids,)).await?;
+        call.rows(&rows, |(id, failed, expired, cancelled, delivered, read): Row| {
+            Ok((id, steps([failed, expired, cancelled, delivered, read])))
+        })
+    };
+    Ok(call.each(ids.chunks(TOGETHER).map(|ids| lookup(ids.to_vec())).collect()).await?.concat())
+}
+
+/// Messages by their ids, in no order.
+pub(super) async fn messages_of(call: &Call<'_>, ids: &[Uuid]) -> Result<Vec<StoredMessage>, StoreError> {
+    let lookup = async |ids: Vec<Uuid>| {
+        let rows = call.read(&call.statements().messages, (ids,)).await?;
+        call.rows(&rows, stored_message)
+    };
+    let found = call.each(ids.chunks(TOGETHER).map(|ids| lookup(ids.to_vec())).collect()).await?;
+    Ok(found.into_iter().flatten().flatten().collect())
+}

@@ -1,0 +1,111 @@
+//! The tables, each laid out for the one query that it serves. `docs/data-model.md` says what each costs.
+//!
+//! Where writes may come late, twice or in any order, what stands is decided by the write's own timestamp, which is made
+//! from what is written and not from a clock: the earliest time of a step, the highest offset of a lane. All of them are
+//! far below the microseconds of any clock, so that an ordinary `DELETE` still deletes.
+
+use super::Options;
+
+/// A step from one version of the tables to the next.
+pub(super) struct Migration {
+    /// What it does, for a report.
+    pub(super) what: &'static str,
+    /// Its statements; each may be repeated.
+    pub(super) statements: Vec<String>,
+}
+
+/// How many migrations there are: the version that this program needs.
+pub(super) const VERSION: i32 = 1;
+
+/// Each brings the tables from its index in this list to the next version. Never changed, only added to.
+pub(super) fn migrations(options: &Options) -> Vec<Migration> {
+    vec![Migration { what: "the tables of streams, messages, claims and keys", statements: version_1(options) }]
+}
+
+/// What is known of the keyspace before there is anything else in it. Only `apply` writes them, only conditionally.
+pub(super) const SETUP: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS schema_lock (name text PRIMARY KEY, holder uuid)",
+    "CREATE TABLE IF NOT EXISTS schema_version (
+        name text, version int, what text, applied_at timestamp,
+        PRIMARY KEY ((name), version)) WITH CLUSTERING ORDER BY (version DESC)",
+];
+
+/// Windows in a stream's time to live. A page looks into as many files as there are windows with rows of its phone, and a
+/// file goes at once when all of it has expired: few windows for the one, enough for the other.
+const STREAM_WINDOWS: u64 = 10;
+
+fn version_1(options: &Options) -> Vec<String> {
+    let window_hours = (options.stream_ttl_s / STREAM_WINDOWS / 3600).max(1);
+    let windows = |hours: u64| {
+        format!(
+            "compaction = {{'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'HOURS',
+                'compaction_window_size': {hours}}} AND gc_grace_seconds = 86400"
+        )
+    };
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    vec![
+        format!(
+            "CREATE TABLE IF NOT EXISTS stream (
+                phone bigint, epoch int, lane tinyint, offset bigint,
+                id uuid, at timestamp, expires_at timestamp, value blob,
+                PRIMARY KEY ((phone), epoch, lane, offset)) WITH {}",
+            windows(window_hours)
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS head (
+                epoch int, lane tinyint, partition int, ends_at timestamp,
+                head bigint STATIC, offset bigint,
+                PRIMARY KEY ((epoch, lane, partition), ends_at)) WITH {levels}"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS epoch (
+                log tinyint, epoch int,
+                PRIMARY KEY ((log), epoch)) WITH CLUSTERING ORDER BY (epoch DESC) AND {levels}"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS acked (
+                phone bigint, epoch int, high bigint, normal bigint, low bigint, bulk bigint,
+                PRIMARY KEY ((phone), epoch)) WITH CLUSTERING ORDER BY (epoch DESC) AND {levels}"
+        ),
+        "CREATE TABLE IF NOT EXISTS message (
+            id uuid PRIMARY KEY, type tinyint, conversation uuid, sender text, recipient text,
+            created_at timestamp, expires_at timestamp, accepted_partition int, accepted_offset bigint, value blob,
+            failed timestamp, expired timestamp, cancelled timestamp, delivered timestamp, read timestamp, reason text)"
+            .to_owned(),
+        "CREATE TABLE IF NOT EXISTS sent (
+            business text, day int, shard tinyint, id uuid, type tinyint, phone bigint, expires_at timestamp,
+            PRIMARY KEY ((business, day, shard), id)) WITH CLUSTERING ORDER BY (id DESC)"
+            .to_owned(),
+        format!(
+            "CREATE TABLE IF NOT EXISTS sent_day (
+                business text, day int,
+                PRIMARY KEY ((business), day)) WITH CLUSTERING ORDER BY (day DESC) AND {levels}"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS claim (
+                principal text, key text, holder uuid, body_hash blob, minted blob, claimed_at timestamp,
+                PRIMARY KEY ((principal, key))) WITH {}",
+            windows(2)
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS claim_answer (
+                principal text, key text, minted blob, answer blob,
+                PRIMARY KEY ((principal, key, minted))) WITH {}",
+            windows(2)
+        ),
+        "CREATE TABLE IF NOT EXISTS api_key (
+            id text PRIMARY KEY, business text, name text, secret_hash blob, permissions text,
+            created_at timestamp, expires_at timestamp, revoked_at timestamp)"
+            .to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_number_of_migrations() {
+        assert_eq!(migrations(&Options::default()).len(), VERSION as usize);
+    }
+}
