@@ -34,8 +34,14 @@ pub struct Settings {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything in one process, on embedded engines.
-    Serve(ServeArguments),
+    /// Run everything in one process; on embedded engines, unless the configuration names others.
+    Serve(RoleArguments),
+    /// Run the HTTP API alone (needs engines = "distributed").
+    Ingest(RoleArguments),
+    /// Run the stages alone (needs engines = "distributed").
+    Processors(ProcessorsArguments),
+    /// Run the WebSocket gateway alone (needs engines = "distributed").
+    Gateway(RoleArguments),
     /// Send a message, or a file of messages.
     Send(SendArguments),
     /// Receive messages as a phone, live, and acknowledge them.
@@ -45,21 +51,78 @@ pub enum Command {
     Keys(KeysCommand),
     /// Make a token for a mobile user.
     Token(TokenArguments),
-    /// Look at the topics of the log.
+    /// Look at the topics of the log, and make them.
     #[command(subcommand)]
     Topics(TopicsCommand),
+    /// Make the tables of the history store.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print a link that opens the console in a browser, for an hour.
     Console,
-    /// Check the configuration and say what `serve` would do.
+    /// Check the configuration and every engine: what would be done, what is wrong, and what to do about it.
     Check(CheckArguments),
 }
 
-/// `eshaar serve`
+/// `eshaar serve`, `eshaar ingest`, `eshaar gateway`
 #[derive(Debug, Args)]
-pub struct ServeArguments {
+pub struct RoleArguments {
     /// Address to listen on, e.g. 127.0.0.1:8080. Port 0: any free one.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
+}
+
+impl RoleArguments {
+    /// As keys of the configuration.
+    pub fn as_settings(&self) -> Vec<(&'static str, toml::Value)> {
+        self.listen.iter().map(|listen| ("listen", listen.as_str().into())).collect()
+    }
+}
+
+/// `eshaar processors`
+#[derive(Debug, Args)]
+pub struct ProcessorsArguments {
+    /// What every role has.
+    #[command(flatten)]
+    pub role: RoleArguments,
+    /// Run this stage only; may be repeated. Every stage must be run by at least one process.
+    #[arg(long = "stage", value_name = "STAGE")]
+    pub stages: Vec<StageArgument>,
+}
+
+impl ProcessorsArguments {
+    /// As keys of the configuration.
+    pub fn as_settings(&self) -> Vec<(&'static str, toml::Value)> {
+        let mut settings = self.role.as_settings();
+        if !self.stages.is_empty() {
+            let stages: Vec<&str> = self.stages.iter().map(|stage| stage.as_str()).collect();
+            settings.push(("stages.run", stages.into()));
+        }
+        settings
+    }
+}
+
+/// A stage on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum StageArgument {
+    Prioritize,
+    Route,
+    Archive,
+    Notify,
+    Housekeeping,
+}
+
+impl StageArgument {
+    /// Its name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prioritize => "prioritize",
+            Self::Route => "route",
+            Self::Archive => "archive",
+            Self::Notify => "notify",
+            Self::Housekeeping => "housekeeping",
+        }
+    }
 }
 
 /// Where the server is and who is calling.
@@ -212,6 +275,16 @@ pub enum TopicsCommand {
     List,
     /// Print the records of a topic, decoded, and go on as they come.
     Tail(TailArguments),
+    /// Make what the catalogue lists in Kafka and in the schema registry, where it is not there yet. May be repeated; nothing
+    /// is ever taken away.
+    Apply,
+}
+
+/// `eshaar store …`
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Bring the tables to this version. May be repeated, and be run by several at once.
+    Apply,
 }
 
 /// `eshaar topics tail`

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::cli::Settings;
+use crate::engines::{self, Kind};
 
 /// The defaults, commented: the documentation of every option.
 pub const DEFAULTS: &str = include_str!("../eshaar.default.toml");
@@ -14,6 +15,8 @@ pub const DEFAULTS: &str = include_str!("../eshaar.default.toml");
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Which engines.
+    pub engines: Kind,
     /// Address of the HTTP listener.
     pub listen: String,
     /// Where data and secrets are kept.
@@ -30,6 +33,14 @@ pub struct Config {
     pub log: eshaar_topics::embedded::Options,
     /// The embedded history store.
     pub store: eshaar_store::sqlite::Options,
+    /// The log on Kafka.
+    pub kafka: eshaar_topics::kafka::Options,
+    /// The history store on a CQL database.
+    pub scylla: eshaar_store::scylla::Options,
+    /// Presence on Redis.
+    pub redis: eshaar_presence::redis::Options,
+    /// The schema registry.
+    pub registry: eshaar_schemas::registry::confluent::Options,
     /// The HTTP API.
     pub ingest: eshaar_ingest::Options,
     /// The stages.
@@ -40,20 +51,18 @@ pub struct Config {
 
 /// Reads the configuration that `settings` name.
 pub fn load(settings: &Settings) -> anyhow::Result<Config> {
-    load_with(settings, None)
+    load_with(settings, &[])
 }
 
-/// Like [`load`], with the address of `serve --listen`.
-pub fn load_with(settings: &Settings, listen: Option<&str>) -> anyhow::Result<Config> {
+/// Like [`load`], with the keys that a command's own flags set.
+pub fn load_with(settings: &Settings, of_command: &[(&str, toml::Value)]) -> anyhow::Result<Config> {
     let mut flags: Vec<(String, toml::Value)> =
         settings.set.iter().map(|(key, value)| (key.clone(), toml_value(value))).collect();
     if let Some(dir) = &settings.data_dir {
         let dir = dir.to_str().context("--data-dir is not UTF-8")?;
         flags.push(("data_dir".to_owned(), dir.into()));
     }
-    if let Some(listen) = listen {
-        flags.push(("listen".to_owned(), listen.into()));
-    }
+    flags.extend(of_command.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let mut config: Config = eshaar_service::config::load(DEFAULTS, settings.config.as_deref(), &flags)?;
     config.log.dir = config.data_dir.join(&config.log.dir);
     config.store.path = config.data_dir.join(&config.store.path);
@@ -61,6 +70,7 @@ pub fn load_with(settings: &Settings, listen: Option<&str>) -> anyhow::Result<Co
         let file = config.data_dir.join(&config.auth.jwt_secret_file);
         file.to_str().context("data_dir is not UTF-8")?.clone_into(&mut config.auth.jwt_secret_file);
     }
+    engines::resolve(&mut config);
     Ok(config)
 }
 

@@ -53,6 +53,11 @@ pub async fn demo_business(data_dir: &Path, keys: &dyn KeyStore, now: Timestamp)
     Ok(true)
 }
 
+/// Whether the data directory holds what the console needs: the demo business's key, and the secret of its links.
+pub fn has_demo(data_dir: &Path) -> bool {
+    [DEMO_KEY_FILE, CONSOLE_SECRET_FILE].iter().all(|file| data_dir.join(file).is_file())
+}
+
 /// The demo business's key.
 pub fn demo_key(data_dir: &Path) -> anyhow::Result<String> {
     let path = data_dir.join(DEMO_KEY_FILE);

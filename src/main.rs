@@ -4,14 +4,16 @@ mod cli;
 mod client;
 mod commands;
 mod config;
+mod engines;
 mod first_start;
-mod serve;
+mod roles;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::roles::Role;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,14 +34,18 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     // Both of rustls's providers may be compiled in by dependencies; it must be told which one to use, once.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
-        Command::Serve(arguments) => serve::run(&cli.settings, &arguments).await,
+        Command::Serve(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::All).await,
+        Command::Ingest(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Ingest).await,
+        Command::Processors(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Processors).await,
+        Command::Gateway(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Gateway).await,
         Command::Send(arguments) => commands::send::run(&cli.settings, arguments).await,
         Command::Listen(arguments) => commands::listen::run(&cli.settings, &arguments).await,
         Command::Keys(command) => commands::keys::run(&cli.settings, command).await,
         Command::Token(arguments) => commands::token::run(&cli.settings, &arguments).await,
         Command::Topics(command) => commands::topics::run(&cli.settings, command).await,
+        Command::Store(command) => commands::store::run(&cli.settings, &command).await,
         Command::Console => commands::console::run(&cli.settings),
-        Command::Check(arguments) => commands::check::run(&cli.settings, &arguments),
+        Command::Check(arguments) => commands::check::run(&cli.settings, &arguments).await,
     }
 }
 

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 pub const ENV_PREFIX: &str = "ESHAAR_";
 
 /// Variables of the same prefix that are no keys: the command line reads them, or the scripts of the tests.
-const NOT_KEYS: [&str; 7] = ["config", "url", "api_key", "token", "bin", "seed", "console_url"];
+const NOT_KEYS: [&str; 8] = ["config", "url", "api_key", "token", "bin", "seed", "console_url", "engines_cache"];
 
 /// The configuration cannot be used. It names the key and where it was set.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,7 @@
 //! Health: each dependency says how it is; `/health` answers for load balancers, `/health/details` for people (R6.4).
+//!
+//! A process without something vital to its role takes no new work (503). Without anything else it is degraded: slower, or
+//! unable to do some of what it does, and better than nothing (R6.3).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,10 +36,20 @@ where
     }
 }
 
+/// Something that a process rests on.
+pub struct Dependency {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether the process is of no use without it.
+    pub vital: bool,
+    /// How it is.
+    pub check: Box<dyn Check>,
+}
+
 /// All dependencies of a process, and whether it takes new work.
 #[derive(Clone)]
 pub struct Health {
-    checks: Arc<Vec<(&'static str, Box<dyn Check>)>>,
+    dependencies: Arc<Vec<Dependency>>,
     draining: CancellationToken,
 }
 
@@ -45,6 +58,7 @@ pub struct Health {
 struct Report {
     name: &'static str,
     status: &'static str,
+    vital: bool,
     latency_ms: f64,
     message: Option<String>,
 }
@@ -57,9 +71,9 @@ struct Details {
 }
 
 impl Health {
-    /// Health of `checks`; not ready once `draining` is cancelled.
-    pub fn new(checks: Vec<(&'static str, Box<dyn Check>)>, draining: CancellationToken) -> Self {
-        Self { checks: Arc::new(checks), draining }
+    /// Health of what rests on `dependencies`; not ready once `draining` is cancelled.
+    pub fn new(dependencies: Vec<Dependency>, draining: CancellationToken) -> Self {
+        Self { dependencies: Arc::new(dependencies), draining }
     }
 
     /// `/health`, `/health/live`, `/health/ready` and `/health/details`.
@@ -73,26 +87,28 @@ impl Health {
     }
 
     async fn reports(&self) -> Vec<Report> {
-        futures_util::future::join_all(self.checks.iter().map(|(name, check)| async move {
+        futures_util::future::join_all(self.dependencies.iter().map(|dependency| async move {
             let begun = Instant::now();
-            let message = match tokio::time::timeout(CHECK_TIMEOUT, check.check()).await {
+            let message = match tokio::time::timeout(CHECK_TIMEOUT, dependency.check.check()).await {
                 Ok(Ok(())) => None,
                 Ok(Err(message)) => Some(message),
                 Err(_) => Some(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
             };
             let status = if message.is_none() { "up" } else { "down" };
-            Report { name, status, latency_ms: begun.elapsed().as_secs_f64() * 1000.0, message }
+            let latency_ms = begun.elapsed().as_secs_f64() * 1000.0;
+            Report { name: dependency.name, status, vital: dependency.vital, latency_ms, message }
         }))
         .await
     }
 
     async fn assess(&self) -> (StatusCode, Details) {
         let dependencies = self.reports().await;
-        let up = dependencies.iter().all(|report| report.status == "up");
-        let (code, status) = match (self.draining.is_cancelled(), up) {
-            (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-            (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
-            (false, true) => (StatusCode::OK, "healthy"),
+        let down = |vital: bool| dependencies.iter().any(|report| report.status == "down" && report.vital == vital);
+        let (code, status) = match (self.draining.is_cancelled(), down(true), down(false)) {
+            (true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            (_, true, _) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+            (.., true) => (StatusCode::OK, "degraded"),
+            _ => (StatusCode::OK, "healthy"),
         };
         (code, Details { status, version: env!("CARGO_PKG_VERSION"), dependencies })
     }
@@ -112,14 +128,34 @@ async fn details(State(health): State<Health>) -> Response {
 mod tests {
     use super::*;
 
+    fn dependency(name: &'static str, vital: bool, state: Result<(), String>) -> Dependency {
+        Dependency {
+            name,
+            vital,
+            check: Box::new(move || {
+                let state = state.clone();
+                async move { state }
+            }),
+        }
+    }
+
     #[tokio::test]
-    async fn one_dependency_that_is_down_makes_the_process_unready_and_is_named() {
-        let checks: Vec<(&'static str, Box<dyn Check>)> =
-            vec![("log", Box::new(|| async { Ok(()) })), ("store", Box::new(|| async { Err("disk full".to_owned()) }))];
-        let (code, details) = Health::new(checks, CancellationToken::new()).assess().await;
-        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    async fn a_vital_dependency_that_is_down_makes_the_process_unready_and_is_named() {
+        let dependencies =
+            vec![dependency("log", true, Ok(())), dependency("store", true, Err("disk full".to_owned()))];
+        let (code, details) = Health::new(dependencies, CancellationToken::new()).assess().await;
+        assert_eq!((code, details.status), (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"));
         assert_eq!(details.dependencies[0].status, "up");
         assert_eq!(details.dependencies[1].message.as_deref(), Some("disk full"));
+    }
+
+    #[tokio::test]
+    async fn without_a_dependency_that_is_not_vital_the_process_is_degraded_and_takes_work() {
+        let dependencies =
+            vec![dependency("log", true, Ok(())), dependency("presence", false, Err("refused".to_owned()))];
+        let (code, details) = Health::new(dependencies, CancellationToken::new()).assess().await;
+        assert_eq!((code, details.status), (StatusCode::OK, "degraded"));
+        assert!(!details.dependencies[1].vital);
     }
 
     #[tokio::test]

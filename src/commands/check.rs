@@ -1,4 +1,5 @@
-//! `eshaar check`: reads the configuration as `serve` would, and says what it would do and what would be in the way.
+//! `eshaar check`: reads the configuration as a role would, tries every engine, and says what would be done, what would be in
+//! the way, and what to do about it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -7,19 +8,20 @@ use eshaar_topics::Topic;
 
 use crate::cli::{CheckArguments, Settings};
 use crate::config::{self, Config};
+use crate::engines::{self, Kind};
 use crate::first_start;
 
 /// Open files that a server of many connections needs.
 const OPEN_FILES: u64 = 16_384;
 
-pub fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<()> {
+pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<()> {
     if arguments.defaults {
         print!("{}", config::DEFAULTS);
         return Ok(());
     }
     let config = config::load(settings)?;
     println!("configuration  well formed");
-    let findings = [
+    let mut findings = vec![
         ("listen", address(&config)),
         ("data", data_dir(&config)),
         ("secrets", secrets(&config)),
@@ -27,6 +29,9 @@ pub fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<()
         ("topics", Ok(topics(&config))),
         ("files", open_files()),
     ];
+    if config.engines == Kind::Distributed {
+        findings.extend(Box::pin(engines::findings(&config)).await);
+    }
     let mut wrong = 0;
     for (what, finding) in findings {
         match finding {
@@ -58,6 +63,11 @@ fn data_dir(config: &Config) -> Finding {
     match std::fs::metadata(dir) {
         Ok(found) if !found.is_dir() => Err(format!("{} is not a directory", dir.display())),
         Ok(found) if found.permissions().readonly() => Err(format!("{} cannot be written to", dir.display())),
+        Ok(_) if config.engines == Kind::Distributed => Ok(format!("secrets are in {}", dir.display())),
+        _ if config.engines == Kind::Distributed => Err(format!(
+            "{} is not there; `eshaar keys create` makes it, with secrets that all roles must share",
+            dir.display()
+        )),
         Ok(_) if dir.join("log.db").exists() => Ok(format!("would go on with what is in {}", dir.display())),
         _ => Ok(format!("would make {} with new secrets and a demo business", dir.display())),
     }

@@ -1,4 +1,4 @@
-//! `eshaar keys`: API keys, in the store of the data directory. The server may be running.
+//! `eshaar keys`: API keys, in the history store. The server may be running.
 
 use std::io::{Write as _, stdout};
 
@@ -7,12 +7,13 @@ use eshaar_store::ApiKey;
 
 use crate::cli::{KeysCommand, Settings};
 use crate::config;
+use crate::engines;
 
 pub async fn run(settings: &Settings, command: KeysCommand) -> anyhow::Result<()> {
     let config = config::load(settings)?;
     let clock = Clock::system();
     crate::first_start::prepare(&config.data_dir)?;
-    let store = eshaar_store::sqlite::open(config.store, clock.clone())?;
+    let store = engines::open_store(&config, clock.clone()).await?;
     let now = clock.now();
     match command {
         KeysCommand::Create { business, permissions, name, expires_in_days } => {
@@ -31,6 +32,7 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> anyhow::Result<()
             println!("revoked; a running server refuses it within seconds");
         }
     }
+    store.engine.close().await?;
     Ok(())
 }
 

@@ -6,5 +6,6 @@ pub mod console;
 pub mod keys;
 pub mod listen;
 pub mod send;
+pub mod store;
 pub mod token;
 pub mod topics;

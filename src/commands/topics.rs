@@ -1,4 +1,4 @@
-//! `eshaar topics`: what is in the log, read from its file beside a running server.
+//! `eshaar topics`: what is in the log. An embedded one is read from its file beside a running server.
 
 use std::collections::BTreeMap;
 use std::io::{Write as _, stdout};
@@ -11,10 +11,12 @@ use base64::engine::general_purpose::STANDARD;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{Codecs, DecodeError, Registry};
 use eshaar_topics::embedded::ReadOnlyLog;
-use eshaar_topics::{Durability, Record, Topic};
+use eshaar_topics::kafka::KafkaLog;
+use eshaar_topics::{Bounds, Durability, Log as _, Reader, Record, Topic};
 
 use crate::cli::{Settings, TailArguments, TopicsCommand};
 use crate::config::{self, Config};
+use crate::engines::{self, Kind};
 
 /// How often a tail looks for more.
 const POLL: Duration = Duration::from_millis(200);
@@ -25,13 +27,95 @@ const PAGE: usize = 500;
 pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<()> {
     let config = config::load(settings)?;
     match command {
-        TopicsCommand::List => list(&config),
+        TopicsCommand::List => list(&config).await,
         TopicsCommand::Tail(arguments) => tail(&config, &arguments).await,
+        TopicsCommand::Apply if config.engines == Kind::Distributed => {
+            writeln!(stdout(), "{}", engines::apply_topics(&config).await?)?;
+            Ok(())
+        }
+        TopicsCommand::Apply => {
+            writeln!(stdout(), "nothing to do: the embedded log has every topic")?;
+            Ok(())
+        }
     }
 }
 
-fn list(config: &Config) -> anyhow::Result<()> {
-    let log = ReadOnlyLog::open(&config.log.dir).ok();
+/// Where records are read from.
+enum Source {
+    /// The file of an embedded log, which a server may be writing.
+    File(ReadOnlyLog),
+    /// Kafka, with a reader for each partition that is followed.
+    Kafka(KafkaLog, Vec<Box<dyn Reader>>),
+}
+
+impl Source {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        match config.engines {
+            Kind::Embedded => {
+                let log = ReadOnlyLog::open(&config.log.dir);
+                let dir = config.log.dir.display();
+                Ok(Self::File(log.with_context(|| format!("no log in {dir}: has the server been started?"))?))
+            }
+            Kind::Distributed => {
+                Ok(Self::Kafka(KafkaLog::open(config.kafka.clone(), &config.topic_prefix).await?, Vec::new()))
+            }
+        }
+    }
+
+    /// Whether records of `topic` can be seen from here.
+    fn shows(&self, topic: Topic) -> bool {
+        matches!(self, Self::Kafka(..)) || topic.spec().durability != Durability::Memory
+    }
+
+    async fn bounds(&self, topic: Topic, partition: u32) -> anyhow::Result<Bounds> {
+        match self {
+            Self::File(log) => Ok(log.bounds(topic, partition)?),
+            Self::Kafka(log, _) => Ok(log.bounds(topic, partition).await?),
+        }
+    }
+
+    /// What is at hand of each partition from `next` on, which is moved behind it. Waits a while where there is nothing.
+    async fn page(&mut self, topic: Topic, next: &mut [u64], wait: bool) -> anyhow::Result<Vec<Record>> {
+        let mut page: Vec<Record> = Vec::new();
+        match self {
+            Self::File(log) => {
+                for (partition, offset) in next.iter().enumerate() {
+                    page.extend(log.read(topic, partition as u32, *offset, PAGE)?);
+                }
+                if page.is_empty() && wait {
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+            Self::Kafka(log, readers) => {
+                if readers.is_empty() {
+                    for (partition, offset) in next.iter().enumerate() {
+                        readers.push(log.read(topic, partition as u32, *offset).await?);
+                    }
+                }
+                let ready = futures_util::future::select_all(readers.iter_mut().map(|reader| reader.ready()));
+                // What does not come in time is looked for again.
+                if let Ok((ready, ..)) = tokio::time::timeout(POLL, ready).await {
+                    ready?;
+                }
+                page.extend(readers.iter_mut().flat_map(|reader| reader.take(PAGE)));
+            }
+        }
+        for record in &page {
+            let offset = &mut next[record.position.partition as usize];
+            *offset = (*offset).max(record.position.offset + 1);
+        }
+        // Between partitions there is no order but time's.
+        page.sort_by_key(|record| record.timestamp);
+        Ok(page)
+    }
+}
+
+async fn list(config: &Config) -> anyhow::Result<()> {
+    // Without a log there is still the list.
+    let source = match config.engines {
+        Kind::Embedded => Source::open(config).await.ok(),
+        Kind::Distributed => Some(Source::open(config).await?),
+    };
     writeln!(
         stdout(),
         "{:<20} {:>10} {:>6} {:>12}  {:<13} from → to",
@@ -43,8 +127,8 @@ fn list(config: &Config) -> anyhow::Result<()> {
     )?;
     for topic in Topic::ALL {
         let spec = topic.spec();
-        let records = match &log {
-            Some(log) if spec.durability != Durability::Memory => held(log, topic)?.to_string(),
+        let records = match &source {
+            Some(source) if source.shows(topic) => held(source, topic).await?.to_string(),
             _ => "–".to_owned(),
         };
         let kept = format!("{} h", spec.kept_ms / 3_600_000);
@@ -60,10 +144,10 @@ fn list(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn held(log: &ReadOnlyLog, topic: Topic) -> anyhow::Result<u64> {
+async fn held(source: &Source, topic: Topic) -> anyhow::Result<u64> {
     let mut records = 0;
     for partition in 0..topic.spec().partitions {
-        let bounds = log.bounds(topic, partition)?;
+        let bounds = source.bounds(topic, partition).await?;
         records += bounds.end - bounds.start;
     }
     Ok(records)
@@ -76,48 +160,37 @@ async fn tail(config: &Config, arguments: &TailArguments) -> anyhow::Result<()> 
         .into_iter()
         .find(|topic| topic.name() == name)
         .with_context(|| format!("no such topic; there are {}", names()))?;
-    if topic.spec().durability == Durability::Memory {
+    let mut source = Source::open(config).await?;
+    if !source.shows(topic) {
         bail!("{topic} is kept in the server's memory alone, where this command cannot look");
     }
-    let log = ReadOnlyLog::open(&config.log.dir)
-        .with_context(|| format!("no log in {}: has the server been started?", config.log.dir.display()))?;
     let codecs = codecs(config).await?;
-    let mut next = Vec::new();
+    let (mut next, mut ends) = (Vec::new(), Vec::new());
     for partition in 0..topic.spec().partitions {
-        let bounds = log.bounds(topic, partition)?;
+        let bounds = source.bounds(topic, partition).await?;
         next.push(if arguments.from_start { bounds.start } else { bounds.end });
+        ends.push(bounds.end);
     }
     let mut left = arguments.count.unwrap_or(u64::MAX);
     loop {
-        let mut page: Vec<Record> = Vec::new();
-        for (partition, offset) in next.iter_mut().enumerate() {
-            let records = log.read(topic, partition as u32, *offset, PAGE)?;
-            if let Some(last) = records.last() {
-                *offset = last.position.offset + 1;
-            }
-            page.extend(records);
+        if arguments.no_follow && next.iter().zip(&ends).all(|(next, end)| next >= end) {
+            return Ok(());
         }
-        let is_empty = page.is_empty();
-        // Between partitions there is no order but time's.
-        page.sort_by_key(|record| record.timestamp);
-        for record in page {
+        for record in source.page(topic, &mut next, !arguments.no_follow).await? {
             print(&codecs, &record, arguments).await?;
             left -= 1;
             if left == 0 {
                 return Ok(());
             }
         }
-        if is_empty {
-            if arguments.no_follow {
-                return Ok(());
-            }
-            tokio::time::sleep(POLL).await;
-        }
     }
 }
 
 /// Codecs that know no contract beforehand: each schema is asked for when it is met.
 async fn codecs(config: &Config) -> anyhow::Result<Codecs> {
+    if config.engines == Kind::Distributed {
+        return engines::reading_codecs(config).await;
+    }
     let registry =
         EmbeddedRegistry::open(&config::registry_file(&config.data_dir)).context("cannot open the schema registry")?;
     Ok(Codecs::register(Arc::new(registry) as Arc<dyn Registry>, &[]).await?)

@@ -1,0 +1,141 @@
+//! Kafka, a CQL database (ScyllaDB, Cassandra), Redis and a schema registry that speaks Confluent's API.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use eshaar_auth::Authenticator;
+use eshaar_model::Clock;
+use eshaar_presence::redis::RedisPresence;
+use eshaar_schemas::registry::confluent::{self, ConfluentRegistry};
+use eshaar_schemas::{Codecs, Registry};
+use eshaar_topics::kafka::KafkaLog;
+
+use super::{Engines, check, epoch_due, subjects};
+use crate::config::Config;
+
+/// Connects to all of them, and sees that they are as this version needs them, and belong together.
+pub async fn open(config: &Config) -> anyhow::Result<Engines> {
+    let clock = Clock::system();
+    let (log, store, presence, registry) = tokio::join!(
+        KafkaLog::open(config.kafka.clone(), &config.topic_prefix),
+        eshaar_store::scylla::open(config.scylla.clone(), clock.clone()),
+        RedisPresence::connect(config.redis.clone()),
+        look_up(config),
+    );
+    let (log, store) = (log.context("Kafka")?, store.context("the history store")?);
+    let (registry, codecs) = registry.context("the schema registry")?;
+    if let Some(epoch) = epoch_due(&log, &store).await? {
+        bail!(
+            "Kafka ends below what the history store has seen of it: it was restored or made anew. Stop every role, set \
+             kafka.epoch = {epoch} for all of them, and start again (was {})",
+            config.kafka.epoch,
+            epoch = epoch.0,
+        );
+    }
+    let auth = Authenticator::new(config.auth.clone(), Arc::clone(&store.keys), clock.clone()).await?;
+    let registry_check = Arc::from(check(move || {
+        let registry = Arc::clone(&registry);
+        async move { registry.ping().await }
+    }));
+    Ok(Engines {
+        log: Arc::new(log),
+        store,
+        presence: presence.context("Redis")?,
+        codecs,
+        auth,
+        clock,
+        registry_check,
+        own_registry: None,
+    })
+}
+
+/// The ids of our schemas: from the registry, or, while it is down, from what it last said.
+async fn look_up(config: &Config) -> anyhow::Result<(Arc<ConfluentRegistry>, Codecs)> {
+    let registry = Arc::new(ConfluentRegistry::new(config.registry.clone()).await?);
+    let codecs = Codecs::lookup(Arc::clone(&registry) as Arc<dyn Registry>, &subjects(&config.topic_prefix)).await?;
+    Ok((registry, codecs))
+}
+
+/// Codecs that know no contract beforehand: each schema is asked for when it is met.
+pub async fn reading_codecs(config: &Config) -> anyhow::Result<Codecs> {
+    let registry = Arc::new(ConfluentRegistry::new(config.registry.clone()).await?);
+    Ok(Codecs::lookup(registry as Arc<dyn Registry>, &[]).await?)
+}
+
+/// Makes the topics, and registers their schemas. What was done, line by line.
+pub async fn apply_topics(config: &Config) -> anyhow::Result<String> {
+    let registry = Arc::new(ConfluentRegistry::new(config.registry.clone()).await?);
+    let subjects = subjects(&config.topic_prefix);
+    Codecs::register(registry as Arc<dyn Registry>, &subjects).await.context("cannot register the schemas")?;
+    let report = eshaar_topics::kafka::apply(&config.kafka, &config.topic_prefix).await?;
+    anyhow::ensure!(report.is_complete(), "not every topic could be made as it must be:\n{report}");
+    Ok(format!("{report}{} subjects in the registry, all FULL_TRANSITIVE", subjects.len()))
+}
+
+/// Makes the tables.
+pub async fn apply_store(config: &Config) -> anyhow::Result<String> {
+    Ok(eshaar_store::scylla::apply(&config.scylla).await?.to_string())
+}
+
+/// How each engine is: fit for use, or what is wrong and what to do.
+pub async fn findings(config: &Config) -> Vec<(&'static str, Result<String, String>)> {
+    let (kafka, store, redis, registry) = tokio::join!(kafka(config), store(config), redis(config), registry(config));
+    vec![("kafka", kafka), ("scylla", store), ("redis", redis), ("registry", registry)]
+}
+
+async fn kafka(config: &Config) -> Result<String, String> {
+    let servers = &config.kafka.bootstrap_servers;
+    match eshaar_topics::kafka::check(&config.kafka, &config.topic_prefix).await {
+        Ok(differences) if differences.is_empty() => Ok(format!("{servers}: every topic is as it must be")),
+        Ok(differences) => {
+            let list: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            Err(format!("{}: run `eshaar topics apply`", list.join("; ")))
+        }
+        Err(error) => Err(format!("{error}. Is kafka.bootstrap_servers = \"{servers}\" right, and Kafka running?")),
+    }
+}
+
+async fn store(config: &Config) -> Result<String, String> {
+    let checked = eshaar_store::scylla::check(&config.scylla).await;
+    checked.map(|found| found.to_string()).map_err(|error| error.to_string())
+}
+
+async fn redis(config: &Config) -> Result<String, String> {
+    let checked = eshaar_presence::redis::check(&config.redis).await;
+    checked.map(|()| format!("{} answers", config.redis.addresses.join(", "))).map_err(|error| error.to_string())
+}
+
+async fn registry(config: &Config) -> Result<String, String> {
+    let findings = confluent::check(&config.registry, &subjects(&config.topic_prefix)).await;
+    let findings = findings.map_err(|error| error.to_string())?;
+    if findings.is_empty() {
+        return Ok(format!("{}: every schema is there", config.registry.url));
+    }
+    Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+/// Takes paths that are not absolute from the data directory.
+pub fn resolve(config: &mut Config) {
+    let dir = config.data_dir.clone();
+    let in_dir = |path: &mut PathBuf| {
+        if !path.as_os_str().is_empty() {
+            *path = dir.join(&*path);
+        }
+    };
+    let kafka = &mut config.kafka;
+    let files = [&mut kafka.ca_file, &mut kafka.certificate_file, &mut kafka.key_file, &mut kafka.password_file];
+    files.into_iter().for_each(in_dir);
+    let (scylla, redis, registry) = (&mut config.scylla, &mut config.redis, &mut config.registry);
+    let optional = [
+        &mut scylla.password_file,
+        &mut scylla.tls.ca_file,
+        &mut redis.password_file,
+        &mut redis.sentinel_password_file,
+        &mut redis.ca_file,
+        &mut registry.password_file,
+        &mut registry.ca_file,
+        &mut registry.cache_file,
+    ];
+    optional.into_iter().flatten().for_each(in_dir);
+}

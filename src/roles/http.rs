@@ -1,0 +1,112 @@
+//! What a process answers over HTTP: that of its roles, and its health and metrics.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use eshaar_auth::jwt::Issuer;
+use eshaar_gateway::Gateway;
+use eshaar_schemas::registry::http::Access;
+use eshaar_service::Health;
+use eshaar_service::health::{Check, Dependency};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Role;
+use crate::commands::console;
+use crate::config::Config;
+use crate::engines::{Engines, check};
+use crate::first_start;
+
+/// Everything that `role` answers.
+pub async fn router(
+    engines: &Engines,
+    config: &Config,
+    role: Role,
+    gateway: Option<&Gateway>,
+    rendered: PrometheusHandle,
+    draining: CancellationToken,
+) -> anyhow::Result<Router> {
+    let mut router = Router::new()
+        .merge(health(engines, role, draining).router())
+        .route("/metrics", get(move || async move { rendered.render() }));
+    if role.ingests() {
+        router = router.merge(api(engines, config).await?);
+    }
+    if let Some(gateway) = gateway {
+        router = router.merge(gateway.router());
+    }
+    if let Some(registry) = &engines.own_registry {
+        let registry = eshaar_schemas::registry::http::router(registry.clone(), Access::ReadOnly);
+        router = router.nest("/registry", registry);
+    }
+    Ok(router)
+}
+
+/// The API; and the console, where the data directory holds the demo business's key and the secret of its links.
+async fn api(engines: &Engines, config: &Config) -> anyhow::Result<Router> {
+    let deps = eshaar_ingest::Deps {
+        log: engines.log.clone(),
+        codecs: engines.codecs.clone(),
+        store: engines.store.clone(),
+        auth: engines.auth.clone(),
+        clock: engines.clock.clone(),
+    };
+    let api = eshaar_ingest::router(deps, config.ingest.clone());
+    if !first_start::has_demo(&config.data_dir) {
+        return Ok(api);
+    }
+    let console = eshaar_ingest::console::router(eshaar_ingest::console::Deps {
+        api: api.clone(),
+        api_key: first_start::demo_key(&config.data_dir)?,
+        issuer: Arc::new(Issuer::new(&config.auth).await?),
+        secret: console::secret(config)?,
+        clock: engines.clock.clone(),
+    });
+    Ok(api.merge(console))
+}
+
+/// Without the log nobody can work. Without the store the API still accepts; but nobody can be let in to a stream, and no
+/// stage can settle. Presence and the registry are missed, and no more.
+fn health(engines: &Engines, role: Role, draining: CancellationToken) -> Health {
+    let log = Arc::clone(&engines.log);
+    let store = Arc::clone(&engines.store.engine);
+    let presence = Arc::clone(&engines.presence);
+    let registry = Arc::clone(&engines.registry_check);
+    let dependency = |name, vital, check: Box<dyn Check>| Dependency { name, vital, check };
+    let dependencies = vec![
+        dependency(
+            "log",
+            true,
+            check(move || {
+                let log = Arc::clone(&log);
+                async move { log.ping().await }
+            }),
+        ),
+        dependency(
+            "store",
+            role != Role::Ingest,
+            check(move || {
+                let store = Arc::clone(&store);
+                async move { store.ping().await }
+            }),
+        ),
+        dependency(
+            "presence",
+            false,
+            check(move || {
+                let presence = Arc::clone(&presence);
+                async move { presence.ping().await }
+            }),
+        ),
+        dependency(
+            "registry",
+            false,
+            check(move || {
+                let registry = Arc::clone(&registry);
+                async move { registry.check().await }
+            }),
+        ),
+    ];
+    Health::new(dependencies, draining)
+}

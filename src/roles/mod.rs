@@ -1,0 +1,188 @@
+//! The life of a process: opens its engines, starts its roles, serves, and stops in order. Reads from top to bottom.
+
+mod http;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use eshaar_gateway::Gateway;
+use eshaar_service::{listener, metrics, shutdown, telemetry};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cli::Settings;
+use crate::commands::console;
+use crate::config::{self, Config};
+use crate::engines::{Engines, Kind};
+use crate::first_start;
+
+/// A stop takes at most three of these (R6.6): sessions, then requests, then stages.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// How long histograms gather samples before they are folded.
+const METRICS_UPKEEP: Duration = Duration::from_secs(2);
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// All of it.
+    All,
+    /// The HTTP API.
+    Ingest,
+    /// The stages.
+    Processors,
+    /// The WebSockets.
+    Gateway,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::All => "serve",
+            Self::Ingest => "ingest",
+            Self::Processors => "processors",
+            Self::Gateway => "gateway",
+        }
+    }
+
+    const fn ingests(self) -> bool {
+        matches!(self, Self::All | Self::Ingest)
+    }
+
+    const fn processes(self) -> bool {
+        matches!(self, Self::All | Self::Processors)
+    }
+
+    const fn holds_sockets(self) -> bool {
+        matches!(self, Self::All | Self::Gateway)
+    }
+}
+
+/// Runs a role until the process is told to stop.
+pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role) -> anyhow::Result<()> {
+    let config = config::load_with(settings, flags)?;
+    ensure!(
+        role == Role::All || config.engines == Kind::Distributed,
+        "{} alone needs engines that others can reach too: set engines = \"distributed\" (and kafka, scylla, redis, \
+         registry), or run everything in one process with `eshaar serve`",
+        role.name()
+    );
+    telemetry::install(&config.logging)?;
+    let rendered = metrics::install().context("cannot set up metrics")?;
+    tokio::spawn(keep_metrics_small(rendered.clone()));
+    let told_to_stop = shutdown::on_signal()?;
+
+    if config.engines == Kind::Embedded {
+        first_start::prepare(&config.data_dir)?;
+    }
+    let listener =
+        TcpListener::bind(&config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let engines = tokio::select! {
+        opened = Engines::open(&config) => opened?,
+        () = told_to_stop.cancelled() => return Ok(()),
+    };
+    let is_new = config.engines == Kind::Embedded
+        && first_start::demo_business(&config.data_dir, &*engines.store.keys, engines.clock.now()).await?;
+
+    let stages = role.processes().then(|| start_stages(&engines, &config));
+    let closed = CancellationToken::new();
+    let gateway = if role.holds_sockets() {
+        Some(start_gateway(&engines, &config, address, closed.clone()).await?)
+    } else {
+        None
+    };
+    let router = http::router(&engines, &config, role, gateway.as_ref(), rendered, told_to_stop.clone()).await?;
+    let http = tokio::spawn({
+        let (options, closed) = (config.http.clone(), closed.clone());
+        async move { listener::serve(listener, router, &options, closed, GRACE).await }
+    });
+    if config.engines == Kind::Embedded {
+        welcome(&config, address, is_new, &console::link(&config, engines.clock.now())?);
+    }
+    info!(role = role.name(), %address, data_dir = %config.data_dir.display(), "serving");
+
+    told_to_stop.cancelled().await;
+    if let Some(gateway) = gateway {
+        gateway.drain(GRACE).await;
+    }
+    closed.cancel();
+    http.await.context("the listener failed")?;
+    if let Some((stages, stop)) = stages {
+        stop.cancel();
+        if tokio::time::timeout(GRACE, stages).await.is_err() {
+            warn!("stages were still at work at the end of the grace period; they go on from there at the next start");
+        }
+    }
+    engines.close().await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Folds what histograms have gathered into their buckets, which otherwise only a scrape does.
+async fn keep_metrics_small(rendered: PrometheusHandle) {
+    let mut rounds = tokio::time::interval(METRICS_UPKEEP);
+    loop {
+        rounds.tick().await;
+        rendered.run_upkeep();
+    }
+}
+
+/// Starts the stages; the token drains them.
+fn start_stages(engines: &Engines, config: &Config) -> (JoinHandle<()>, CancellationToken) {
+    let deps = eshaar_processors::Deps {
+        log: engines.log.clone(),
+        codecs: engines.codecs.clone(),
+        store: engines.store.clone(),
+        presence: engines.presence.clone(),
+        clock: engines.clock.clone(),
+    };
+    let stop = CancellationToken::new();
+    (tokio::spawn(eshaar_processors::run(deps, config.stages.clone(), stop.clone())), stop)
+}
+
+async fn start_gateway(
+    engines: &Engines,
+    config: &Config,
+    address: std::net::SocketAddr,
+    closed: CancellationToken,
+) -> anyhow::Result<Gateway> {
+    let deps = eshaar_gateway::Deps {
+        log: engines.log.clone(),
+        codecs: engines.codecs.clone(),
+        store: engines.store.clone(),
+        presence: engines.presence.clone(),
+        auth: engines.auth.clone(),
+        clock: engines.clock.clone(),
+    };
+    let mut options = config.gateway.clone();
+    if options.address.is_empty() {
+        options.address = address.to_string();
+    }
+    Gateway::start(deps, options, closed).await.context("cannot start the gateway")
+}
+
+/// Says where to go.
+#[expect(clippy::print_stdout, reason = "the one thing a new user looks at")]
+fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool, console_link: &str) {
+    let data_dir = config.data_dir.display();
+    println!("eshaar is serving on http://{address}");
+    if is_new {
+        println!("  made for you in {data_dir}: secrets, and a demo business with the API key in {data_dir}/demo-key");
+    }
+    println!(
+        "
+  in a page   http://{address}{console_link}
+  a phone     eshaar listen --phone +966500000001
+  a message   eshaar send --to +966500000001 'Hello'
+  the API     http://{address}/docs
+  the topics  eshaar topics tail messages.accepted
+  schemas     http://{address}/registry/subjects
+  health      http://{address}/health/details
+
+Ctrl-C stops it; nothing accepted is lost."
+    );
+}
