@@ -1,4 +1,5 @@
-//! What the embedded history store costs: CPU a message of its threads, and how long calls take.
+//! What a history store costs us: CPU a message, and how long calls take. The embedded store's threads are counted alone;
+//! for a store on CQL it is the whole process, as the driver runs in ours.
 //!
 //! It does what the stages do for each message: its stream row (route), itself and its steps (archive), the
 //! acknowledgement (gateway); several tasks at once, in batches. Then it reads the streams back.
@@ -13,8 +14,8 @@ use bytes::Bytes;
 use eshaar_model::{
     BusinessId, Clock, Cursor, Epoch, Lane, MessageId, MessageType, Phone, Status, StreamPosition, Timestamp,
 };
-use eshaar_store::sqlite;
 use eshaar_store::{MessageRow, SentQuery, Step, Store, StreamRow};
+use eshaar_store::{scylla, sqlite};
 
 /// The size of the measurement.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,16 +38,32 @@ pub struct Options {
     /// Where to put the database; a folder of its own by default.
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// Measure the store on this node of a cluster (host:port) instead, in a keyspace `eshaar_bench`.
+    #[arg(long)]
+    cql: Option<String>,
+    /// The user for the cluster; the password is that of `password_file`.
+    #[arg(long, default_value = "", requires = "cql")]
+    username: String,
+    /// A file with the password for the cluster.
+    #[arg(long, requires = "cql")]
+    password_file: Option<PathBuf>,
 }
 
 /// Runs the measurement, and describes what came of it.
 pub async fn run(options: Options) -> anyhow::Result<String> {
+    let mut report = String::new();
+    if let Some(node) = &options.cql {
+        let store = open_cluster(&options, node).await?;
+        write_all(&store, &options, &mut report).await?;
+        read_all(&store, &options, &mut report).await?;
+        store.engine.close().await?;
+        return Ok(report);
+    }
     let temporary = tempfile::tempdir()?;
     let folder = options.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
     let path = folder.join("store-bench.db");
     ensure!(!path.exists(), "{} is there already: give another folder", path.display());
     let store = sqlite::open(sqlite::Options::at(&path), Clock::system())?;
-    let mut report = String::new();
     write_all(&store, &options, &mut report).await?;
     read_all(&store, &options, &mut report).await?;
     store.engine.close().await?;
@@ -55,8 +72,24 @@ pub async fn run(options: Options) -> anyhow::Result<String> {
     Ok(report)
 }
 
+/// A store in a keyspace with nothing in it.
+async fn open_cluster(options: &Options, node: &str) -> anyhow::Result<Store> {
+    let replication = scylla::Replication { strategy: scylla::Strategy::Simple, factor: 1 };
+    let cluster = scylla::Options {
+        nodes: vec![node.to_owned()],
+        keyspace: "eshaar_bench".to_owned(),
+        replication,
+        username: options.username.clone(),
+        password_file: options.password_file.clone(),
+        ..scylla::Options::default()
+    };
+    let made = scylla::apply(&cluster).await?;
+    ensure!(made.made_keyspace, "the keyspace eshaar_bench is there already: drop it first");
+    Ok(scylla::open(cluster, Clock::system()).await?)
+}
+
 async fn write_all(store: &Store, options: &Options, report: &mut String) -> anyhow::Result<()> {
-    let before = store_threads()?;
+    let before = cpu(options)?;
     let started = Instant::now();
     let options = Arc::new(options.clone());
     let mut tasks = tokio::task::JoinSet::new();
@@ -80,10 +113,10 @@ async fn write_all(store: &Store, options: &Options, report: &mut String) -> any
     }
     let elapsed = started.elapsed();
     store.engine.sync().await?;
-    let cpu = store_threads()?.saturating_sub(before);
+    let used = cpu(&options)?.saturating_sub(before);
     let rate = options.messages as f64 / elapsed.as_secs_f64();
     writeln!(report, "{rate:.0} messages/s written (stream row, message, delivered, ack)")?;
-    writeln!(report, "{:.1} us of the store's CPU a message", micros(cpu) / options.messages as f64)?;
+    writeln!(report, "{:.1} us of our CPU a message", micros(used) / options.messages as f64)?;
     writeln!(report, "a batch of {}: {}", options.batch, percentiles(&mut times))?;
     Ok(())
 }
@@ -139,7 +172,7 @@ fn cursor_at(position: StreamPosition) -> Cursor {
 }
 
 async fn read_all(store: &Store, options: &Options, report: &mut String) -> anyhow::Result<()> {
-    let before = store_threads()?;
+    let before = cpu(options)?;
     let (mut pages, mut found) = (Vec::new(), 0);
     for number in 0..options.phones {
         let mut cursor = Cursor::start(Epoch(0));
@@ -157,8 +190,8 @@ async fn read_all(store: &Store, options: &Options, report: &mut String) -> anyh
         }
     }
     ensure!(found == options.messages, "read {found} of {} rows", options.messages);
-    let cpu = store_threads()?.saturating_sub(before);
-    writeln!(report, "{:.1} us of the store's CPU a message read back", micros(cpu) / found as f64)?;
+    let used = cpu(options)?.saturating_sub(before);
+    writeln!(report, "{:.1} us of our CPU a message read back", micros(used) / found as f64)?;
     writeln!(report, "a page of a stream: {}", percentiles(&mut pages))?;
     let mut lookups = Vec::new();
     let newest = StreamPosition { epoch: Epoch(1), lane: Lane::Normal, offset: options.messages };
@@ -192,12 +225,12 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// CPU time of the store's threads so far.
-fn store_threads() -> anyhow::Result<Duration> {
+/// CPU time so far of the store's threads, or of all where the store has none of its own.
+fn cpu(options: &Options) -> anyhow::Result<Duration> {
     let mut used = Duration::ZERO;
     for task in std::fs::read_dir("/proc/self/task")? {
         let path = task?.path();
-        if std::fs::read_to_string(path.join("comm"))?.starts_with("store-") {
+        if options.cql.is_some() || std::fs::read_to_string(path.join("comm"))?.starts_with("store-") {
             let times = std::fs::read_to_string(path.join("schedstat"))?;
             let nanos = times.split_whitespace().next().context("schedstat is empty")?;
             used += Duration::from_nanos(nanos.parse()?);
