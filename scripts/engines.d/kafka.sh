@@ -34,6 +34,9 @@ group.initial.rebalance.delay.ms=0
 group.consumer.heartbeat.interval.ms=500
 group.consumer.min.heartbeat.interval.ms=500
 group.min.session.timeout.ms=1000
+# A member that was killed is missed for so long.
+group.consumer.session.timeout.ms=6000
+group.consumer.min.session.timeout.ms=1000
 # What retention lets go of is gone within a second or two, so that tests can see it.
 log.retention.check.interval.ms=1000
 log.segment.delete.delay.ms=100
@@ -75,6 +78,14 @@ kafka_ready() {
     local answered
     answered=$(answer "$(cat "$1/port")" '\0\0\0\20\0\3\0\1\0\0\0\1\0\2es\0\0\0\0' 12)
     [ "${answered:8}" = 0000000100000001 ]
+}
+
+# Runs one of Kafka's own tools, by the name of its class.
+kafka_tool() {
+    local java
+    java=$(find_java)
+    # shellcheck disable=SC2086 # several words
+    exec $java -XX:TieredStopAtLevel=1 -cp "${engines_home:?}/kafka/lib/*" "$@"
 }
 
 kafka_env() {
