@@ -95,12 +95,19 @@ async fn begin(shared: &Shared, phone: Phone, hello: &Hello) -> Result<Beginning
     }
 }
 
+/// The heads of the partitions that carry the phone's lanes.
 async fn heads(shared: &Shared, phone: Phone) -> Result<[Option<u64>; 4], StoreError> {
-    let mut heads = [None; 4];
-    for lane in Lane::ALL {
-        heads[lane.index()] = shared.streams.head(shared.epoch(), lane, shared.partition(phone, lane)).await?;
-    }
-    Ok(heads)
+    let [high, normal, low, bulk] =
+        Lane::ALL.map(|lane| shared.streams.head(shared.epoch(), lane, shared.partition(phone, lane)));
+    tokio::try_join!(high, normal, low, bulk).map(Into::into)
+}
+
+/// The floors of the same partitions.
+async fn floors(shared: &Shared, phone: Phone) -> Result<[u64; 4], StoreError> {
+    let now = shared.clock.now();
+    let [high, normal, low, bulk] =
+        Lane::ALL.map(|lane| shared.streams.floor(shared.epoch(), lane, shared.partition(phone, lane), now));
+    tokio::try_join!(high, normal, low, bulk).map(Into::into)
 }
 
 /// Whether a cursor does not fit what is held.
@@ -114,14 +121,12 @@ async fn gap(shared: &Shared, phone: Phone, after: Cursor) -> Result<Option<Gap>
     if after.epoch != shared.epoch() {
         return Ok(Some(Gap::OtherEpoch));
     }
-    let heads = heads(shared, phone).await?;
+    let (heads, floors) = tokio::try_join!(heads(shared, phone), floors(shared, phone))?;
     if after.offsets.iter().zip(heads).any(|(offset, head)| *offset > head) {
         return Ok(Some(Gap::PastHead));
     }
-    let now = shared.clock.now();
     let (mut is_recent, mut may_miss) = (false, false);
-    for lane in Lane::ALL {
-        let floor = shared.streams.floor(after.epoch, lane, shared.partition(phone, lane), now).await?;
+    for (lane, floor) in Lane::ALL.into_iter().zip(floors) {
         let next = after.offset(lane).map_or(0, |offset| offset.saturating_add(1));
         is_recent |= after.offset(lane).is_some() && next >= floor;
         may_miss |= next < floor;
