@@ -153,16 +153,20 @@ impl Recipient {
     /// Takes a frame and those that are at hand behind it. How many were messages, and whether the session goes on.
     fn take_burst(&mut self, first: Received, session: &mut Session) -> (usize, bool) {
         let mut frame = first;
-        let mut alive = true;
-        for _ in 0..MOST_UNACKED {
+        let mut alive = false;
+        // Nothing is taken from the session that this burst has no more room for.
+        for left in (0..MOST_UNACKED).rev() {
             let Some(Ok(text)) = frame else {
                 alive = false;
                 break;
             };
             alive = self.take(&text);
+            if left == 0 || !alive {
+                break;
+            }
             match session.next().now_or_never() {
-                Some(next) if alive => frame = next,
-                _ => break,
+                Some(next) => frame = next,
+                None => break,
             }
         }
         (self.settle_burst(), alive)

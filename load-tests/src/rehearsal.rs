@@ -170,19 +170,22 @@ where
     }
 }
 
+const MANY_SENDERS: &str = "messages = 300\nrate = 0\n\
+    [[senders]]\nmode = \"single\"\nconnections = 4\n\
+    [[senders]]\nmode = \"bulk\"\nconnections = 2\nbatch = 20\n\
+    [recipients]\ncount = 20\nsteady = 0.5\nflapping = 0.2\nstay_ms = [2, 20]\naway_ms = [1, 5]\n\
+    [checks]\ndrain_timeout_ms = 500\nsettle_ms = 20\nhistory_sample = 1.0\n";
+
 async fn rehearse(fault: Fault) -> Report {
+    rehearse_with(fault, MANY_SENDERS).await
+}
+
+async fn rehearse_with(fault: Fault, scenario: &str) -> Report {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint: Endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let (appended, _) = watch::channel(());
     let rehearsal = Arc::new(Rehearsal { fault, state: Mutex::default(), appended });
     let server = tokio::spawn(serve(rehearsal, listener));
-    let scenario = Scenario::parse(
-        "messages = 300\nrate = 0\n\
-         [[senders]]\nmode = \"single\"\nconnections = 4\n\
-         [[senders]]\nmode = \"bulk\"\nconnections = 2\nbatch = 20\n\
-         [recipients]\ncount = 20\nsteady = 0.5\nflapping = 0.2\nstay_ms = [2, 20]\naway_ms = [1, 5]\n\
-         [checks]\ndrain_timeout_ms = 500\nsettle_ms = 20\nhistory_sample = 1.0\n",
-    );
     let access = Access {
         ingest: endpoint.clone().into(),
         gateways: endpoint.into(),
@@ -190,7 +193,7 @@ async fn rehearse(fault: Fault) -> Report {
         minter: Minter::new(b"secret").unwrap(),
     };
     let mut target = Target { access, spawned: None };
-    let report = drive("rehearsal".to_owned(), scenario.unwrap(), &mut target, 7).await.unwrap();
+    let report = drive("rehearsal".to_owned(), Scenario::parse(scenario).unwrap(), &mut target, 7).await.unwrap();
     server.abort();
     report
 }
@@ -202,6 +205,17 @@ async fn an_honest_server_passes() {
     assert_eq!((report.accounts.accepted, report.accounts.received), (300, 300));
     assert_eq!(report.history.unwrap().1.received, 300);
     assert!(report.steady_ms.count > 0 && report.accept_ms.count == 150 + 2 * 4);
+}
+
+#[tokio::test]
+async fn a_recipient_to_whom_much_comes_at_once_misses_nothing() {
+    let one_who_comes_at_the_end = "messages = 1_000\nrate = 0\n\
+        [[senders]]\nmode = \"bulk\"\nconnections = 1\nbatch = 100\n\
+        [recipients]\ncount = 1\nsteady = 0.0\n\
+        [checks]\ndrain_timeout_ms = 500\nsettle_ms = 20\nhistory_sample = 1.0\n";
+    let report = rehearse_with(Fault::None, one_who_comes_at_the_end).await;
+    assert_eq!(report.failures, [""; 0]);
+    assert_eq!(report.accounts.received, 1_000);
 }
 
 #[tokio::test]

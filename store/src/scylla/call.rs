@@ -11,12 +11,12 @@ use scylla::deserialize::row::DeserializeRow;
 use scylla::errors::ExecutionError;
 use scylla::response::query_result::{QueryResult, QueryRowsResult};
 use scylla::serialize::row::SerializeRow;
-use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use super::conditional::{self, Decision};
+use super::gather::{Failed, Limits, Write};
 use super::statements::Statements;
 use super::{Cql, failed};
 use crate::StoreError;
@@ -64,42 +64,21 @@ impl<'a> Call<'a> {
         }
     }
 
-    pub(super) async fn write(
-        &self,
-        statement: &PreparedStatement,
-        values: impl SerializeRow,
-    ) -> Result<(), StoreError> {
-        let _turn = self.turn().await?;
-        self.settle(self.session().execute_unpaged(statement, values).await).map(drop)
+    /// What bounds a request of writes.
+    pub(super) fn limits(&self) -> Limits {
+        self.engine.gather.limits()
     }
 
-    /// Writes what shares a partition: one request, one mutation.
-    pub(super) async fn write_together<V: SerializeRow>(
-        &self,
-        mut writes: Vec<(&PreparedStatement, V)>,
-    ) -> Result<(), StoreError> {
-        if writes.len() == 1
-            && let Some((statement, values)) = writes.pop()
-        {
-            return self.write(statement, values).await;
+    /// Writes, in no order; ends when all is written.
+    pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        let options = &self.engine.options;
+        let patience = options.queue_wait() + options.request_timeout();
+        match timeout(patience, self.engine.gather.write(&self.link, writes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Failed::Request(reason))) => Err(self.failed(&reason)),
+            Ok(Err(Failed::Full(waiting))) => Err(StoreError::Overloaded { waiting }),
+            Err(_) => Err(self.failed("the rows waited too long for their turn")),
         }
-        let mut batch = Batch::new(BatchType::Unlogged);
-        batch.set_is_idempotent(true);
-        let mut all = Vec::with_capacity(writes.len());
-        for (statement, values) in writes {
-            batch.append_statement(statement.clone());
-            all.push(values);
-        }
-        let _turn = self.turn().await?;
-        self.settle(self.session().batch(&batch, all).await).map(drop)
-    }
-
-    /// Does all of it, as much at once as requests may be; ends with the first that fails.
-    pub(super) async fn all<F>(&self, writes: Vec<F>) -> Result<(), StoreError>
-    where
-        F: Future<Output = Result<(), StoreError>>,
-    {
-        stream::iter(writes).buffer_unordered(self.engine.options.requests.max(1)).try_collect().await
     }
 
     /// The answers of all, in their order.

@@ -10,6 +10,7 @@ use super::Cql;
 use super::call::Call;
 use super::columns::{time, ttl_s};
 use super::conditional::Decision;
+use super::gather::Write;
 use crate::claims::KEPT_MS;
 use crate::{Claim, ClaimKey, ClaimStore, Claimed, StoreError};
 
@@ -38,8 +39,9 @@ impl ClaimStore for Cql {
 
     async fn answered(&self, key: &ClaimKey, minted: &Bytes, answer: Bytes) -> Result<(), StoreError> {
         let call = self.call("answer_claim")?;
-        let values = (&key.principal, &key.key, minted, answer, ttl_s(KEPT_MS));
-        call.write(&call.statements().put_answer, values).await
+        let bytes = answer.len();
+        let values = (key.principal.clone(), key.key.clone(), minted.clone(), answer, ttl_s(KEPT_MS));
+        call.write(vec![Write::new(&call.statements().put_answer, values, bytes)]).await
     }
 
     /// Claims go by themselves.

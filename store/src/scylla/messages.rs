@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Cql;
 use super::call::Call;
 use super::columns::{lowest_wins, optional_time, time, timestamp};
+use super::gather::Write;
 use super::statements::reach;
 use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
 
@@ -24,16 +25,17 @@ const TOGETHER: usize = 50;
 impl MessageStore for Cql {
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError> {
         let call = self.call("put_messages")?;
-        let messages = rows.iter().map(|row| put(&call, row)).collect();
-        tokio::try_join!(call.all(messages), self.put_sent(&call, &rows))?;
+        let days = self.new_days(&rows);
+        let mut writes: Vec<Write> = rows.iter().map(|row| put(&call, row)).collect();
+        writes.extend(super::sent::writes(&call, &rows, &days));
+        call.write(writes).await?;
+        self.know_days(days);
         Ok(())
     }
 
-    async fn reach(&self, mut steps: Vec<Step>) -> Result<(), StoreError> {
+    async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError> {
         let call = self.call("reach")?;
-        steps.retain(|step| step.status != Status::Sent);
-        steps.sort_by_key(|step| step.id);
-        call.all(steps.chunk_by(|a, b| a.id == b.id).map(|steps| reach_all(&call, steps)).collect()).await
+        call.write(steps.into_iter().filter_map(|step| reached(&call, step)).collect()).await
     }
 
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
@@ -48,39 +50,33 @@ impl MessageStore for Cql {
     }
 }
 
-async fn put(call: &Call<'_>, row: &MessageRow) -> Result<(), StoreError> {
-    let (sender, recipient) = (row.sender.to_string(), row.recipient.to_string());
+fn put(call: &Call<'_>, row: &MessageRow) -> Write {
     let offset = super::columns::integer(row.accepted.1);
     let values = (
         Uuid::from(row.id),
         row.message_type as i8,
         MaybeUnset::from_option(row.conversation.map(Uuid::from)),
-        sender,
-        recipient,
+        row.sender.to_string(),
+        row.recipient.to_string(),
         time(row.created_at),
         optional_time(row.expires_at),
         row.accepted.0 as i32,
         offset,
-        &row.value,
+        row.value.clone(),
         lowest_wins(offset),
     );
-    call.write(&call.statements().put_message, values).await
+    Write::new(&call.statements().put_message, values, row.value.len())
 }
 
-/// The steps of one message.
-async fn reach_all(call: &Call<'_>, steps: &[Step]) -> Result<(), StoreError> {
-    let mut writes = Vec::with_capacity(steps.len());
-    for step in steps {
-        let (written_at, at, id) = (lowest_wins(step.at.as_millis()), time(step.at), Uuid::from(step.id));
-        if let Some(statement) = reach(call.statements(), step.status) {
-            writes.push((statement, (written_at, at, id)));
-        } else {
-            // Of two failures of one millisecond CQL keeps the reason that sorts last.
-            let reason = MaybeUnset::from_option(step.reason.as_deref());
-            call.write(&call.statements().reach_failed, (written_at, at, reason, id)).await?;
-        }
+/// `None` for `sent`, which is the message's own to say.
+fn reached(call: &Call<'_>, step: Step) -> Option<Write> {
+    let (written_at, at, id) = (lowest_wins(step.at.as_millis()), time(step.at), Uuid::from(step.id));
+    if step.status == Status::Failed {
+        // Of two failures of one millisecond CQL keeps the reason that sorts last.
+        let reason = MaybeUnset::from_option(step.reason);
+        return Some(Write::new(&call.statements().reach_failed, (written_at, at, reason, id), 0));
     }
-    if writes.is_empty() { Ok(()) } else { call.write_together(writes).await }
+    Some(Write::new(reach(call.statements(), step.status)?, (written_at, at, id), 0))
 }
 
 /// A row of `message`.

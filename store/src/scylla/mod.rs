@@ -1,7 +1,7 @@
 //! The store on ScyllaDB, or on Cassandra, which speaks the same CQL.
 //!
 //! `options` · `schema` (the tables) · `setup` (`apply`, `check`) · `connect` · `statements` (all CQL) · `call` (a call's
-//! way through the bounds) · `conditional` (LWT) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
+//! way through the bounds) · `gather` (what is written together) · `conditional` (LWT) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
 //! return, so there is nothing to sync. No row is written both conditionally and plainly.
 
 mod call;
@@ -9,6 +9,7 @@ mod claims;
 mod columns;
 mod conditional;
 mod connect;
+mod gather;
 mod keys;
 mod messages;
 mod options;
@@ -27,6 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use self::call::{Call, Link};
+use self::gather::Gather;
 use self::statements::Statements;
 use crate::{Store, StoreEngine, StoreError};
 
@@ -44,6 +46,7 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         calls: Semaphore::new(calls as usize),
         most_calls: calls,
         requests: Semaphore::new(options.requests.max(1)),
+        gather: Arc::new(Gather::new(&options)),
         options,
         epochs: Mutex::default(),
         days: Mutex::default(),
@@ -69,6 +72,7 @@ struct Cql {
     calls: Semaphore,
     most_calls: u32,
     requests: Semaphore,
+    gather: Arc<Gather>,
     /// Epochs that are known to be written down.
     epochs: Mutex<HashSet<Epoch>>,
     /// Days of businesses that are known to be written down.

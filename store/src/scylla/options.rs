@@ -33,8 +33,18 @@ pub struct Options {
     pub request_timeout_ms: u64,
     /// A read that is not answered after this many milliseconds is also sent to another replica; 0: never.
     pub second_read_ms: u64,
-    /// Requests at once (R6.7).
+    /// Reads and conditional writes at once (R6.7).
     pub requests: usize,
+    /// Requests with rows to be written that are under way to one node. What comes meanwhile goes with the next: more of
+    /// them cost more CPU, everywhere, and wait less for each other.
+    pub writes_at_once: usize,
+    /// Most rows of a request.
+    pub batch_rows: usize,
+    /// Most bytes of a request's rows, but for one that is larger alone. Below what the cluster refuses:
+    /// `batch_size_fail_threshold` (50 KiB in Cassandra, 1 MiB in ScyllaDB).
+    pub batch_bytes: usize,
+    /// Most rows that wait to be written; a call that would make it more is refused as overloaded.
+    pub queue_rows: usize,
     /// Calls at once, those included that wait for their turn; one more is refused as overloaded.
     pub calls: usize,
     /// Longest wait of a request for its turn, in milliseconds; then the call fails as overloaded.
@@ -58,6 +68,10 @@ impl Default for Options {
             request_timeout_ms: 5_000,
             second_read_ms: 250,
             requests: 50,
+            writes_at_once: 2,
+            batch_rows: 64,
+            batch_bytes: 40 * 1024,
+            queue_rows: 20_000,
             calls: 4_096,
             queue_wait_ms: 2_000,
             stream_ttl_s: 30 * 24 * 3600,

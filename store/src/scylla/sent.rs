@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::columns::{optional_time, phone};
+use super::gather::Write;
 use super::messages::{message_type, messages_of, steps_of};
 use super::{Cql, columns};
 use crate::messages::status_at;
@@ -29,8 +30,6 @@ const SLICE: usize = 500;
 const DAYS: i32 = 31;
 /// Days that are remembered as written down; then all are forgotten, and written down again.
 const KNOWN_DAYS: usize = 50_000;
-/// Rows that are written in one request.
-const TOGETHER: usize = 100;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -43,26 +42,43 @@ fn shard(row: &MessageRow) -> i8 {
     (row.accepted.0 % SHARDS as u32) as i8
 }
 
+/// Lists those of `rows` that a business has sent, and days that are new.
+pub(super) fn writes(
+    call: &Call<'_>,
+    rows: &[MessageRow],
+    days: &HashSet<(BusinessId, i32)>,
+) -> impl Iterator<Item = Write> {
+    let statements = call.statements();
+    let sent = rows.iter().filter_map(move |row| {
+        let to = MaybeUnset::from_option(row.recipient.phone().map(phone));
+        let (id, expires_at) = (Uuid::from(row.id), optional_time(row.expires_at));
+        let key = (row.sender.business()?.to_string(), day(row.id), shard(row));
+        let values = (key.0, key.1, key.2, id, row.message_type as i8, to, expires_at);
+        Some(Write::new(&statements.put_sent, values, 0))
+    });
+    let new = days.iter().map(move |(of, day)| Write::new(&statements.put_sent_day, (of.to_string(), *day), 0));
+    sent.chain(new)
+}
+
 impl Cql {
-    /// Lists those of `rows` that a business has sent.
-    pub(super) async fn put_sent(&self, call: &Call<'_>, rows: &[MessageRow]) -> Result<(), StoreError> {
-        let mut sent: Vec<_> =
-            rows.iter().filter_map(|row| Some((row.sender.business()?, day(row.id), shard(row), row))).collect();
-        sent.sort_by(|a, b| (a.0.as_str(), a.1, a.2).cmp(&(b.0.as_str(), b.1, b.2)));
-        let days = self.new_days(sent.iter().map(|(business, day, ..)| (*business, *day)));
-        let together = sent.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)).flat_map(|rows| rows.chunks(TOGETHER));
-        let statements = call.statements();
-        let inserts = together.map(|rows| {
-            let values = rows.iter().map(|(business, day, shard, row)| {
-                let to = MaybeUnset::from_option(row.recipient.phone().map(phone));
-                let (id, expires_at) = (Uuid::from(row.id), optional_time(row.expires_at));
-                (business.as_str(), *day, *shard, id, row.message_type as i8, to, expires_at)
-            });
-            call.write_together(values.map(|values| (&statements.put_sent, values)).collect())
-        });
-        let inserts = inserts.collect();
-        let new = days.iter().map(|(of, day)| call.write(&statements.put_sent_day, (of.as_str(), *day))).collect();
-        tokio::try_join!(call.all(new), call.all(inserts))?;
+    /// Days of businesses that this process has not written down yet.
+    pub(super) fn new_days(&self, rows: &[MessageRow]) -> HashSet<(BusinessId, i32)> {
+        let known = self.days.lock();
+        let (mut new, mut last) = (HashSet::new(), None);
+        for row in rows {
+            let Some(of) = row.sender.business().map(|business| (business, day(row.id))) else { continue };
+            // Neighbours are mostly of one business and one day.
+            if last.replace(of) != Some(of) {
+                let of = (of.0.clone(), of.1);
+                if !known.contains(&of) {
+                    new.insert(of);
+                }
+            }
+        }
+        new
+    }
+
+    pub(super) fn know_days(&self, days: HashSet<(BusinessId, i32)>) {
         if !days.is_empty() {
             let mut known = self.days.lock();
             if known.len() >= KNOWN_DAYS {
@@ -70,23 +86,6 @@ impl Cql {
             }
             known.extend(days);
         }
-        Ok(())
-    }
-
-    /// Days of businesses that this process has not written down yet.
-    fn new_days<'a>(&self, days: impl Iterator<Item = (&'a BusinessId, i32)>) -> HashSet<(BusinessId, i32)> {
-        let known = self.days.lock();
-        let (mut new, mut last) = (HashSet::new(), None);
-        for day in days {
-            // They come sorted.
-            if last.replace(day) != Some(day) {
-                let day = (day.0.clone(), day.1);
-                if !known.contains(&day) {
-                    new.insert(day);
-                }
-            }
-        }
-        new
     }
 }
 

@@ -9,36 +9,35 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
 use scylla::response::query_result::QueryRowsResult;
-use scylla::statement::prepared::PreparedStatement;
-use scylla::value::{CqlTimestamp, MaybeUnset};
+use scylla::value::CqlTimestamp;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::call::Call;
 use super::columns::{epoch, highest_wins, integer, lane, optional_time, phone, time, timestamp, ttl_s};
+use super::gather::Write;
 use super::{Cql, columns};
 use crate::{StoreError, StreamPage, StreamRow, StreamStore};
 
 /// Most rows of a page.
 const PAGE_ROWS: usize = 1_000;
-/// Most rows, and most bytes of values, that are written in one request.
-const TOGETHER: (usize, usize) = (64, 64 * 1024);
 
 #[async_trait]
 impl StreamStore for Cql {
     async fn append(&self, partition: u32, mut rows: Vec<StreamRow>) -> Result<(), StoreError> {
         let call = self.call("append")?;
-        let marks = self.marks(partition, &rows);
         let epochs = self.new_epochs(&rows);
+        let marks = self.marks(partition, &rows);
         // Stable: what a phone has of a lane stays in order.
         rows.sort_by_key(|row| row.phone);
-        let now = self.clock.now();
-        let kept_ms = self.options.stream_ttl_ms().saturating_add(self.options.mark_span_ms());
-        let groups = rows.chunk_by(|a, b| a.phone == b.phone).flat_map(together);
-        let rows = groups.map(|rows| call.write_together(inserts(&call, rows, kept_ms, now))).collect();
-        let marks = marks.into_iter().map(|marks| call.write_together(marks.of(&call))).collect();
-        let new = epochs.iter().map(|new| call.write(&call.statements().put_epoch, (epoch(*new),))).collect();
-        tokio::try_join!(call.all(marks), call.all(new), call.all(rows))?;
+        let mut rounds = self.rounds(&call, &rows).into_iter();
+        let mut writes = rounds.next().unwrap_or_default();
+        writes.extend(marks.into_iter().flat_map(|marks| marks.of(&call)));
+        writes.extend(epochs.iter().map(|new| Write::new(&call.statements().put_epoch, (epoch(*new),), 0)));
+        call.write(writes).await?;
+        for writes in rounds {
+            call.write(writes).await?;
+        }
         if !epochs.is_empty() {
             self.epochs.lock().extend(epochs);
         }
@@ -128,19 +127,20 @@ impl StreamStore for Cql {
         let call = self.call("ack")?;
         // What is behind it lives half as long: nothing that was acknowledged comes back when this goes.
         let ttl_s = ttl_s(self.options.stream_ttl_ms().saturating_mul(2));
-        let ack = async |of: Phone, cursor: Cursor| {
+        let mut writes = Vec::with_capacity(acks.len());
+        for (of, cursor) in acks {
             let (of, epoch) = (phone(of), epoch(cursor.epoch));
             let reached = Lane::ALL.into_iter().filter_map(|lane| Some((lane, cursor.offset(lane)?)));
+            let before = writes.len();
             // The offset is the write's timestamp too, so a lower one that comes later changes nothing.
-            let writes: Vec<_> = reached
-                .map(|(lane, at)| (call.statements().ack(lane), (of, epoch, integer(at), highest_wins(at), ttl_s)))
-                .collect();
-            if writes.is_empty() {
-                return call.write(&call.statements().ack_epoch, (of, epoch, ttl_s)).await;
+            writes.extend(reached.map(|(lane, at)| {
+                Write::new(call.statements().ack(lane), (of, epoch, integer(at), highest_wins(at), ttl_s), 0)
+            }));
+            if writes.len() == before {
+                writes.push(Write::new(&call.statements().ack_epoch, (of, epoch, ttl_s), 0));
             }
-            call.write_together(writes).await
-        };
-        call.all(acks.into_iter().map(|(of, cursor)| ack(of, cursor)).collect()).await
+        }
+        call.write(writes).await
     }
 
     /// Rows go by themselves.
@@ -155,20 +155,51 @@ struct Marks {
     highest: SmallVec<[(Timestamp, u64); 2]>,
 }
 
-type Mark = (i32, i8, i32, CqlTimestamp, i64, i64, i64);
-
 impl Marks {
-    fn of<'a>(self, call: &'a Call<'_>) -> Vec<(&'a PreparedStatement, Mark)> {
+    fn of(self, call: &Call<'_>) -> impl Iterator<Item = Write> {
         let (of, in_lane, partition) = self.lane;
-        let mark = |(ends_at, highest): (Timestamp, u64)| {
-            let offset = integer(highest);
-            (epoch(of), lane(in_lane), partition as i32, time(ends_at), offset, offset, highest_wins(highest))
-        };
-        self.highest.into_iter().map(|highest| (&call.statements().mark, mark(highest))).collect()
+        self.highest.into_iter().map(move |(ends_at, highest)| {
+            let (key, offset) = ((epoch(of), lane(in_lane), partition as i32), integer(highest));
+            let values = (key.0, key.1, key.2, time(ends_at), offset, offset, highest_wins(highest));
+            Write::new(&call.statements().mark, values, 0)
+        })
     }
 }
 
 impl Cql {
+    /// The rows as writes, sorted by phone. A reader takes what it sees of a lane for all there is before it, so the rows of
+    /// one phone become visible together; where they are too many for one request, one round after the other.
+    fn rounds(&self, call: &Call<'_>, rows: &[StreamRow]) -> Vec<Vec<Write>> {
+        let now = self.clock.now();
+        let kept_ms = self.options.stream_ttl_ms().saturating_add(self.options.mark_span_ms());
+        let mut rounds: Vec<Vec<Write>> = Vec::new();
+        for rows in rows.chunk_by(|a, b| a.phone == b.phone) {
+            let (mut round, mut together) = (0, None::<Write>);
+            let mut put = |round: usize, write: Write| {
+                rounds.resize_with(rounds.len().max(round + 1), Vec::new);
+                rounds[round].push(write);
+            };
+            for row in rows {
+                let write = insert(call, row, kept_ms, now);
+                together = match together {
+                    None => Some(write),
+                    Some(mut before) => match before.join(write, call.limits()) {
+                        None => Some(before),
+                        Some(next) => {
+                            put(round, before);
+                            round += 1;
+                            Some(next)
+                        }
+                    },
+                };
+            }
+            if let Some(last) = together {
+                put(round, last);
+            }
+        }
+        rounds
+    }
+
     /// What a batch says of the lanes it was read from: few, so searched one by one.
     fn marks(&self, partition: u32, rows: &[StreamRow]) -> SmallVec<[Marks; 2]> {
         let span_ms = self.options.mark_span_ms();
@@ -200,38 +231,13 @@ impl Cql {
     }
 }
 
-/// Cuts rows of one phone into what goes together.
-fn together(mut rows: &[StreamRow]) -> impl Iterator<Item = &[StreamRow]> {
-    let (most, most_bytes) = TOGETHER;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fit = rows.iter().take(most).take_while(|row| {
-            let fits = bytes == 0 || bytes + row.value.len() <= most_bytes;
-            bytes += row.value.len().max(1);
-            fits
-        });
-        let (now, rest) = rows.split_at(fit.count());
-        rows = rest;
-        (!now.is_empty()).then_some(now)
-    })
-}
-
-type Insert = (i64, i32, i8, i64, Uuid, CqlTimestamp, MaybeUnset<CqlTimestamp>, Bytes, i32);
-
-fn inserts<'a>(
-    call: &'a Call<'_>,
-    rows: &[StreamRow],
-    kept_ms: i64,
-    now: Timestamp,
-) -> Vec<(&'a PreparedStatement, Insert)> {
-    let insert = |row: &StreamRow| {
-        let StreamPosition { epoch: of, lane: in_lane, offset } = row.position;
-        let ttl_s = ttl_s(row.at.plus_millis(kept_ms).millis_since(now));
-        let (id, at, expires_at) = (row.id.into(), time(row.at), optional_time(row.expires_at));
-        let key = (phone(row.phone), epoch(of), lane(in_lane), integer(offset));
-        (key.0, key.1, key.2, key.3, id, at, expires_at, row.value.clone(), ttl_s)
-    };
-    rows.iter().map(|row| (&call.statements().append, insert(row))).collect()
+fn insert(call: &Call<'_>, row: &StreamRow, kept_ms: i64, now: Timestamp) -> Write {
+    let StreamPosition { epoch: of, lane: in_lane, offset } = row.position;
+    let ttl_s = ttl_s(row.at.plus_millis(kept_ms).millis_since(now));
+    let (id, at, expires_at) = (Uuid::from(row.id), time(row.at), optional_time(row.expires_at));
+    let key = (phone(row.phone), epoch(of), lane(in_lane), integer(offset));
+    let values = (key.0, key.1, key.2, key.3, id, at, expires_at, row.value.clone(), ttl_s);
+    Write::new(&call.statements().append, values, row.value.len())
 }
 
 /// The rows of a phone behind a cursor: those of its epoch by lane, and those of newer epochs.

@@ -248,3 +248,43 @@ async fn a_list_goes_over_days_and_shards_newest_first() {
     }
     keyspace.drop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn a_reader_never_sees_a_later_row_without_those_before_it() {
+    let keyspace = Keyspace::make().await;
+    let (writer, reader) = (open(&keyspace.0).await, open(&keyspace.0).await);
+    let writing = tokio::spawn(async move {
+        for batch in 0..20_u64 {
+            // More than one request holds, of one phone among others.
+            let large = (0..60).map(|number| {
+                let position = StreamPosition { epoch: Epoch(1), lane: Lane::Bulk, offset: batch * 60 + number };
+                StreamRow { value: Bytes::from(vec![7; 2_000]), ..row(phone(1), position, start()) }
+            });
+            let others = (0..60).map(|number| {
+                let position = StreamPosition { epoch: Epoch(1), lane: Lane::Bulk, offset: 10_000 + batch * 60 + number };
+                row(phone(100 + number), position, start())
+            });
+            writer.streams.append(0, large.chain(others).collect()).await.unwrap();
+        }
+    });
+    let mut seen = 0;
+    while seen < 1_200 {
+        let all_written = writing.is_finished();
+        let mut cursor = Cursor::start(Epoch(1));
+        let mut offsets = Vec::new();
+        loop {
+            let page = reader.streams.read(phone(1), cursor, 500).await.unwrap();
+            page.rows.iter().for_each(|row| cursor.advance(row.position));
+            offsets.extend(page.rows.iter().map(|row| row.position.offset));
+            if !page.more {
+                break;
+            }
+        }
+        assert_eq!(offsets, (0..offsets.len() as u64).collect::<Vec<_>>());
+        seen = offsets.len();
+        assert!(seen == 1_200 || !all_written, "only {seen} rows are there in the end");
+    }
+    writing.await.unwrap();
+    keyspace.drop().await;
+}
