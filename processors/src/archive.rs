@@ -3,6 +3,8 @@
 //! Reads `messages.accepted` and `message.status`; writes the store's messages, by id. A message or a step that is written
 //! again changes nothing, so a replay has no effect; a step may come before its message.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use eshaar_model::{Clock, MessageKind, Timestamp};
 use eshaar_schemas::{Codecs, Message, StatusChanged};
@@ -86,6 +88,8 @@ impl Archive {
 #[async_trait]
 impl Stage for Archive {
     const NAME: &'static str = "archive";
+    /// History is looked up by people, who come later.
+    const PATIENCE: Duration = Duration::from_millis(100);
     type Partition = ();
 
     fn inputs(&self) -> Vec<(Topic, u32)> {

@@ -4,6 +4,7 @@
 //! late or doubled: the history is the truth. So nothing here waits, and presence that does not answer costs the hint.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::AHashMap;
 use async_trait::async_trait;
@@ -72,6 +73,8 @@ impl Notify {
 #[async_trait]
 impl Stage for Notify {
     const NAME: &'static str = "notify";
+    /// A receipt is no message.
+    const PATIENCE: Duration = Duration::from_millis(50);
     type Partition = ();
 
     fn inputs(&self) -> Vec<(Topic, u32)> {

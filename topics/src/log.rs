@@ -3,6 +3,8 @@
 //! Pull, not push: a partition is read only as fast as somebody takes from it, so a partition that nobody takes from is
 //! paused, and that one alone (kafka-rules 8, 10).
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use eshaar_model::{Epoch, Timestamp};
 use tokio::sync::oneshot;
@@ -87,6 +89,18 @@ pub trait Log: Send + Sync + 'static {
 
     /// Joins `group` as a new member. `topics` are co-partitioned: whoever owns partition 3 of one owns 3 of all.
     async fn join(&self, group: &str, topics: &[Topic], start: StartAt) -> Result<Box<dyn Consumer>, LogError>;
+
+    /// Joins as a member on whom nobody waits: its records may be held back for `patience`, so that more of them come at
+    /// once. For engines whose price is by the read; the others give them as they come.
+    async fn join_patiently(
+        &self,
+        group: &str,
+        topics: &[Topic],
+        start: StartAt,
+        _patience: Duration,
+    ) -> Result<Box<dyn Consumer>, LogError> {
+        self.join(group, topics, start).await
+    }
 
     /// Reads one partition from `offset` on, without a group (gateways, read-back, `tail`). An offset older than what is
     /// kept begins at the oldest.

@@ -262,7 +262,8 @@ async fn a_reader_never_sees_a_later_row_without_those_before_it() {
                 StreamRow { value: Bytes::from(vec![7; 2_000]), ..row(phone(1), position, start()) }
             });
             let others = (0..60).map(|number| {
-                let position = StreamPosition { epoch: Epoch(1), lane: Lane::Bulk, offset: 10_000 + batch * 60 + number };
+                let position =
+                    StreamPosition { epoch: Epoch(1), lane: Lane::Bulk, offset: 10_000 + batch * 60 + number };
                 row(phone(100 + number), position, start())
             });
             writer.streams.append(0, large.chain(others).collect()).await.unwrap();

@@ -48,6 +48,7 @@ impl Groups {
         group: &str,
         topics: &[Topic],
         start: StartAt,
+        patience: Duration,
     ) -> Result<Member, LogError> {
         check_co_partitioned(topics)?;
         self.left(group).await;
@@ -64,7 +65,7 @@ impl Groups {
         let gone = membership.gone.clone().drop_guard();
         let nth = self.enter(group, &membership)?;
         let member = Member { events, membership, ground: ground.clone() };
-        let config = ground.options.member(&ground.names, group, nth)?;
+        let config = ground.options.member(&ground.names, group, nth, patience)?;
         let client = config.create_with_context(Hooks(Some(Arc::clone(&member.membership))));
         let client: Client = client.map_err(engine("join a group"))?;
         let membership = Arc::clone(&member.membership);

@@ -21,6 +21,7 @@ mod reader;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use eshaar_model::{Epoch, Timestamp};
@@ -126,10 +127,20 @@ impl Log for KafkaLog {
     }
 
     async fn join(&self, group: &str, topics: &[Topic], start: StartAt) -> Result<Box<dyn Consumer>, LogError> {
+        self.join_patiently(group, topics, start, Duration::ZERO).await
+    }
+
+    async fn join_patiently(
+        &self,
+        group: &str,
+        topics: &[Topic],
+        start: StartAt,
+        patience: Duration,
+    ) -> Result<Box<dyn Consumer>, LogError> {
         if self.0.ground.closed.is_cancelled() {
             return Err(LogError::Closed);
         }
-        Ok(Box::new(self.0.groups.join(&self.0.ground, group, topics, start).await?))
+        Ok(Box::new(self.0.groups.join(&self.0.ground, group, topics, start, patience).await?))
     }
 
     async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {

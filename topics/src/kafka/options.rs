@@ -15,6 +15,9 @@ use crate::log::{MAX_HEADERS_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 /// Largest record in bytes, with room for what Kafka writes around it.
 const MAX_RECORD_BYTES: usize = MAX_VALUE_BYTES + MAX_HEADERS_BYTES + MAX_KEY_BYTES + (128 << 10);
 
+/// What a patient fetch waits for, in bytes: some hundred records.
+const PATIENT_FETCH_BYTES: usize = 64 << 10;
+
 /// Options of the log on Kafka. Every bound is per process.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -199,9 +202,21 @@ impl Options {
         Ok(config)
     }
 
-    /// A member of a group. `nth` is 1 for the first member of this process.
-    pub(super) fn member(&self, names: &Names, stage: &str, nth: usize) -> Result<ClientConfig, LogError> {
+    /// A member of a group. `nth` is 1 for the first member of this process. With patience a fetch comes back when it has
+    /// something to carry, or when that is over: most of what a fetch costs is by the fetch, here and at the broker.
+    pub(super) fn member(
+        &self,
+        names: &Names,
+        stage: &str,
+        nth: usize,
+        patience: Duration,
+    ) -> Result<ClientConfig, LogError> {
         let mut config = self.reader(names)?;
+        if !patience.is_zero() {
+            config
+                .set("fetch.min.bytes", PATIENT_FETCH_BYTES.to_string())
+                .set("fetch.wait.max.ms", patience.as_millis().to_string());
+        }
         config
             .set("group.id", names.group(stage))
             .set("group.protocol", "consumer")
@@ -255,7 +270,7 @@ mod tests {
             assert_eq!(producer.get(key), Some(value));
         }
         assert_eq!(producer.get("message.timeout.ms"), Some("0"));
-        let member = options.member(&names, "route", 1).unwrap();
+        let member = options.member(&names, "route", 1, Duration::ZERO).unwrap();
         for (key, value) in [
             ("group.id", "eshaar.route"),
             ("enable.auto.commit", "false"),
@@ -275,7 +290,7 @@ mod tests {
     fn members_of_a_named_process_have_names_of_their_own() {
         let options = Options { instance: "a1".to_owned(), ..Options::default() };
         let name = |nth| {
-            let config = options.member(&Names::new("x."), "route", nth).unwrap();
+            let config = options.member(&Names::new("x."), "route", nth, Duration::ZERO).unwrap();
             config.get("group.instance.id").map(str::to_owned)
         };
         assert_eq!((name(1), name(2)), (Some("a1-route".to_owned()), Some("a1-route-2".to_owned())));

@@ -50,7 +50,7 @@ pub(super) async fn live<S: Stage>(
 ) -> Result<(), MemberError> {
     let inputs = stage.inputs();
     let topics: Vec<Topic> = inputs.iter().map(|(topic, _)| *topic).collect();
-    let mut consumer = deps.log.join(S::NAME, &topics, StartAt::Oldest).await?;
+    let mut consumer = deps.log.join_patiently(S::NAME, &topics, StartAt::Oldest, S::PATIENCE).await?;
     let ledger = Arc::new(Ledger::default());
     let commits = Arc::new(Commits {
         stage: Arc::clone(&stage),

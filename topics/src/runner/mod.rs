@@ -119,6 +119,10 @@ pub trait Stage: Send + Sync + 'static {
     /// Its name in logs, metrics, consumer groups and dead letters.
     const NAME: &'static str;
 
+    /// How long a record may wait for others to be read with it, where the engine's price is by the read. Zero for a stage
+    /// that a recipient waits for.
+    const PATIENCE: Duration = Duration::ZERO;
+
     /// What the stage remembers of a partition number while it owns it.
     type Partition: Send + 'static;
 
