@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eshaar_model::{Epoch, Lane, Phone, Principal, StreamPosition, Timestamp};
-use eshaar_presence::{NODE_TTL, Node, PresenceError};
+use eshaar_presence::{Node, PresenceError};
 use eshaar_schemas::{Delivery, Hint as Told, Message, MessageHint, StatusHint};
 use eshaar_topics::{LogError, Reader, Record, Topic};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::StartError;
@@ -72,25 +72,34 @@ pub(crate) async fn run(shared: Arc<Shared>, mut slot: Slot, shutdown: Cancellat
     }
 }
 
-/// Says that the node lives, until the slot has another owner.
+/// Says that the node lives, until the slot has another owner. Where presence did not answer, or had forgotten the node and
+/// with it perhaps its sessions, hints went elsewhere or nowhere: all sessions are entered again, and read their streams.
 async fn announce(shared: &Shared, node: &Node) {
     let mut every = tokio::time::interval(Duration::from_secs(shared.options.announce_every_s));
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = Instant::now();
+    let mut impaired = false;
     loop {
         every.tick().await;
+        let is_known = shared.presence.nodes().await.is_ok_and(|nodes| nodes.iter().any(|known| is_same(known, node)));
+        impaired |= !is_known;
         match shared.presence.announce(node).await {
-            Ok(true) => {
-                if last.elapsed() >= NODE_TTL {
-                    // Nobody saw it live for a while: hints went elsewhere, or nowhere.
-                    shared.hub.begin_rescue(shared.ticks());
-                }
-                last = Instant::now();
+            Ok(true) if std::mem::take(&mut impaired) => {
+                tracing::warn!(slot = node.slot, "presence was impaired; every session is entered again");
+                shared.hub.begin_rescue(shared.ticks());
             }
+            Ok(true) => {}
             Ok(false) => return,
-            Err(error) => tracing::warn!(%error, "the gateway could not announce itself"),
+            Err(error) => {
+                impaired = true;
+                tracing::warn!(%error, "the gateway could not announce itself");
+            }
         }
     }
+}
+
+/// Whether both are one gateway in one life.
+fn is_same(known: &Node, node: &Node) -> bool {
+    (known.slot, known.incarnation) == (node.slot, node.incarnation)
 }
 
 /// Reads the slot for ever. Where it jumps, every session reads its stream.

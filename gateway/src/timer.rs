@@ -85,13 +85,16 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) -> bool {
     handle.is_live() && now >= times.refresh_due.load(Relaxed)
 }
 
-/// Makes a session read its stream when its turn in a rescue has come.
+/// When its turn in a rescue has come a session is entered in presence again, and reads its stream.
 fn rescue(shared: &Shared, handle: &Handle, now: Ticks) {
     let (number, begun) = shared.hub.rescue();
     let spread = u64::from((shared.options.rescue_spread_s * TICKS).max(1));
     let turn = begun + (handle.id % spread) as Ticks;
     if handle.times.rescued.load(Relaxed) != number && now >= turn {
         handle.times.rescued.store(number, Relaxed);
+        if handle.is_live() {
+            handle.times.refresh_due.store(now, Relaxed);
+        }
         handle.fall_behind();
     }
 }

@@ -92,6 +92,11 @@ fn tokens(config: &Config) -> Finding {
     if secret.is_empty() && jwks.is_empty() {
         return Err("auth.jwt_secret_file and auth.jwks are both empty: no phone could connect".to_owned());
     }
+    if config.engines == Kind::Distributed && !secret.is_empty() && !Path::new(secret).is_file() {
+        return Err(format!(
+            "auth.jwt_secret_file: no file at {secret}; `eshaar keys create` makes one, and every role must have the same"
+        ));
+    }
     if !jwks.is_empty() && !is_remote && !Path::new(jwks).is_file() {
         return Err(format!("auth.jwks: no file at {jwks}"));
     }

@@ -189,6 +189,20 @@ async fn a_session_whose_entry_in_presence_is_gone_enters_again_and_reads_its_st
 }
 
 #[tokio::test(start_paused = true)]
+async fn sessions_that_presence_forgot_together_with_their_gateway_are_entered_again_soon() {
+    let mut world = World::new().await;
+    let mut client = world.phone(json!({"op": "hello"})).await;
+    world.presence.withdraw(&world.shared.node().unwrap()).await.unwrap();
+    assert!(!world.is_online().await);
+    let unseen = world.append(Lane::Normal, "nobody was told").await;
+    // Long before the session's own refresh would be due.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(world.is_online().await);
+    assert_eq!(client.messages(1).await, [unseen.id]);
+    client.nothing_before_pong().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gateway_that_loses_its_slot_closes_its_sessions_and_takes_another() {
     let world = World::new().await;
     let mut client = world.phone(json!({"op": "hello"})).await;

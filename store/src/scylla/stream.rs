@@ -30,12 +30,11 @@ impl StreamStore for Cql {
         let marks = self.marks(partition, &rows);
         // Stable: what a phone has of a lane stays in order.
         rows.sort_by_key(|row| row.phone);
-        let mut rounds = self.rounds(&call, &rows).into_iter();
-        let mut writes = rounds.next().unwrap_or_default();
-        writes.extend(marks.into_iter().flat_map(|marks| marks.of(&call)));
-        writes.extend(epochs.iter().map(|new| Write::new(&call.statements().put_epoch, (epoch(*new),), 0)));
-        call.write(writes).await?;
-        for writes in rounds {
+        let new = epochs.iter().map(|new| Write::new(&call.statements().put_epoch, (epoch(*new),), 0));
+        let marks = marks.into_iter().flat_map(|marks| marks.of(&call));
+        // Before the rows: a cursor that a client got of them must never be past the head.
+        call.write(marks.chain(new).collect()).await?;
+        for writes in self.rounds(&call, &rows) {
             call.write(writes).await?;
         }
         if !epochs.is_empty() {

@@ -251,7 +251,7 @@ async fn a_list_goes_over_days_and_shards_newest_first() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the real engines: ./test"]
-async fn a_reader_never_sees_a_later_row_without_those_before_it() {
+async fn a_reader_never_sees_a_row_without_those_before_it_nor_one_past_the_head() {
     let keyspace = Keyspace::make().await;
     let (writer, reader) = (open(&keyspace.0).await, open(&keyspace.0).await);
     let writing = tokio::spawn(async move {
@@ -283,6 +283,8 @@ async fn a_reader_never_sees_a_later_row_without_those_before_it() {
             }
         }
         assert_eq!(offsets, (0..offsets.len() as u64).collect::<Vec<_>>());
+        let head = reader.streams.head(Epoch(1), Lane::Bulk, 0).await.unwrap();
+        assert!(offsets.last().copied() <= head, "what can be read is never past the head");
         seen = offsets.len();
         assert!(seen == 1_200 || !all_written, "only {seen} rows are there in the end");
     }
