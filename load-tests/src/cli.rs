@@ -62,7 +62,7 @@ enum Command {
     },
     /// Measure the embedded log by itself: appends, reads, acknowledgements. Wants --threads 2.
     Log(log_bench::Options),
-    /// Measure the embedded history store by itself.
+    /// Measure the history store by itself: the embedded one, or one on CQL.
     Store(store_bench::Options),
 }
 

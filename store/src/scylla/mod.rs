@@ -32,7 +32,7 @@ use self::gather::Gather;
 use self::statements::Statements;
 use crate::{Store, StoreEngine, StoreError};
 
-pub use self::options::{Options, Replication, Secret, Strategy, Tls};
+pub use self::options::{Options, Replication, Strategy, Tls};
 pub use self::setup::{Checked, Report, SetupError, apply, check};
 
 /// Opens the store. Fails where the keyspace is not there or not of this version; `apply` makes it so.

@@ -1,9 +1,9 @@
 //! What an operator may set of the CQL store.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use eshaar_model::Secret;
 use serde::Deserialize;
 
 /// Options of the store on ScyllaDB or Cassandra. Reads and writes are at `LOCAL_QUORUM`, claims and API keys at
@@ -113,30 +113,6 @@ pub struct Tls {
     pub enabled: bool,
     /// The authority that signed the nodes' certificates, PEM; the system's where it is not given.
     pub ca_file: Option<PathBuf>,
-}
-
-/// A text that is never printed.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "none" } else { "***" })
-    }
 }
 
 impl Options {
