@@ -100,6 +100,11 @@ uuid_v7! {
     ConversationId
 }
 
+uuid_v7! {
+    /// Identity of an entry of the audit log.
+    AuditId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

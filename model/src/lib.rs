@@ -18,7 +18,7 @@ pub mod time;
 
 pub use content::{Content, ContentError};
 pub use delivery_status::{Status, StatusSteps};
-pub use ids::{ConversationId, MessageId};
+pub use ids::{AuditId, ConversationId, MessageId};
 pub use message::{Lane, MessageKind, MessageType, Priority, ReplyRefused};
 pub use permission::Permission;
 pub use phone::Phone;

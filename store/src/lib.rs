@@ -1,24 +1,33 @@
 //! What is remembered, as ports by aggregate, and the engines behind them.
 //!
 //! `stream` (what waits for a phone) · `messages` (each message and its steps) · `claims` (idempotency) · `keys` (who may
-//! call). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
+//! call) · `dead_letters` (what stages gave up on) · `tasks` (work that outlives a process) · `audit` (who did what). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
 
+pub mod audit;
 pub mod claims;
 pub mod conformance;
+pub mod dead_letters;
 pub mod error;
 pub mod keys;
 pub mod messages;
 pub mod scylla;
 pub mod sqlite;
 pub mod stream;
+pub mod tasks;
 
 use std::sync::Arc;
 
+pub use audit::{AuditEntry, AuditPage, AuditQuery, AuditStore};
 pub use claims::{Claim, ClaimKey, ClaimStore, Claimed};
+pub use dead_letters::{
+    DeadLetterId, DeadLetterStore, Hold, Letter, LetterBody, LetterClaim, LetterHead, LetterPage, LetterPlace,
+    LetterQuery, LetterState, Settlement,
+};
 pub use error::StoreError;
 pub use keys::{ApiKey, KeyStore};
 pub use messages::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoredMessage};
 pub use stream::{StreamPage, StreamRow, StreamStore};
+pub use tasks::{Holder, Lease, Task, TaskStore};
 
 /// Every aggregate's store, of one engine. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +40,12 @@ pub struct Store {
     pub claims: Arc<dyn ClaimStore>,
     /// API keys.
     pub keys: Arc<dyn KeyStore>,
+    /// Records that stages gave up on.
+    pub dead_letters: Arc<dyn DeadLetterStore>,
+    /// Work that outlives a process.
+    pub tasks: Arc<dyn TaskStore>,
+    /// Who did what.
+    pub audit: Arc<dyn AuditStore>,
     /// The engine as a whole.
     pub engine: Arc<dyn StoreEngine>,
 }

@@ -6,10 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a check that fails panics")]
 
+pub mod audit;
 pub mod claims;
+pub mod dead_letters;
 pub mod keys;
 pub mod messages;
 pub mod streams;
+pub mod tasks;
 
 use std::future::Future;
 
@@ -76,7 +79,10 @@ where
     streams::run(&fresh).await?;
     messages::run(&fresh).await?;
     claims::run(&fresh).await?;
-    keys::run(&fresh).await
+    keys::run(&fresh).await?;
+    dead_letters::run(&fresh).await?;
+    tasks::run(&fresh).await?;
+    audit::run(&fresh).await
 }
 
 /// Runs checks by name, each against a subject of its own.

@@ -47,6 +47,10 @@ impl Decision {
         self.column(name).and_then(CqlValue::as_uuid)
     }
 
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.column(name).and_then(CqlValue::as_text).map(String::as_str)
+    }
+
     pub(super) fn blob(&self, name: &str) -> Option<&[u8]> {
         self.column(name).and_then(CqlValue::as_blob).map(Vec::as_slice)
     }

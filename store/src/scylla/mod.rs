@@ -4,11 +4,13 @@
 //! way through the bounds) · `gather` (what is written together) · `conditional` (LWT) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
 //! return, so there is nothing to sync. No row is written both conditionally and plainly.
 
+mod audit;
 mod call;
 mod claims;
 mod columns;
 mod conditional;
 mod connect;
+mod dead_letters;
 mod gather;
 mod keys;
 mod messages;
@@ -18,6 +20,7 @@ mod sent;
 mod setup;
 mod statements;
 mod stream;
+mod tasks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -56,6 +59,9 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         messages: Arc::clone(&engine) as _,
         claims: Arc::clone(&engine) as _,
         keys: Arc::clone(&engine) as _,
+        dead_letters: Arc::clone(&engine) as _,
+        tasks: Arc::clone(&engine) as _,
+        audit: Arc::clone(&engine) as _,
         engine,
     })
 }

@@ -15,11 +15,14 @@ pub(super) struct Migration {
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
-    vec![Migration { what: "the tables of streams, messages, claims and keys", statements: version_1(options) }]
+    vec![
+        Migration { what: "the tables of streams, messages, claims and keys", statements: version_1(options) },
+        Migration { what: "the tables of dead letters, tasks and the audit log", statements: version_2() },
+    ]
 }
 
 /// What is known of the keyspace before there is anything else in it. Only `apply` writes them, only conditionally.
@@ -97,6 +100,40 @@ fn version_1(options: &Options) -> Vec<String> {
             id text PRIMARY KEY, business text, name text, secret_hash blob, permissions text,
             created_at timestamp, expires_at timestamp, revoked_at timestamp)"
             .to_owned(),
+    ]
+}
+
+fn version_2() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    vec![
+        format!(
+            "CREATE TABLE IF NOT EXISTS dead_letter (
+                id uuid PRIMARY KEY, stage text, topic text, partition int, offset bigint, redrives int,
+                business text, event text, correlation text, code text, reason text, attempts int, at timestamp,
+                bytes bigint, state text, settled_at timestamp, settled_by text, holder uuid, held_until timestamp,
+                key blob, value blob, headers blob) WITH {levels}"
+        ),
+        "CREATE TABLE IF NOT EXISTS dead_letter_day (
+            day int, shard tinyint, at timestamp, id uuid, stage text, code text, business text,
+            PRIMARY KEY ((day, shard), at, id)) WITH CLUSTERING ORDER BY (at DESC, id DESC)
+            AND compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'DAYS',
+                'compaction_window_size': 1} AND gc_grace_seconds = 86400"
+            .to_owned(),
+        format!(
+            "CREATE TABLE IF NOT EXISTS task (
+                kind text, id text, made_at timestamp, progress blob, finished boolean, holder uuid,
+                held_until timestamp, saved uuid,
+                PRIMARY KEY ((kind), id)) WITH CLUSTERING ORDER BY (id DESC) AND {levels}"
+        ),
+        "CREATE TABLE IF NOT EXISTS audit (
+            of_actor text, day int, id uuid, actor text, action text, subject text, detail text, correlation text,
+            PRIMARY KEY ((of_actor, day), id)) WITH CLUSTERING ORDER BY (id DESC)"
+            .to_owned(),
+        format!(
+            "CREATE TABLE IF NOT EXISTS audit_day (
+                of_actor text, day int,
+                PRIMARY KEY ((of_actor), day)) WITH CLUSTERING ORDER BY (day DESC) AND {levels}"
+        ),
     ]
 }
 

@@ -71,6 +71,12 @@ macro_rules! reach {
     };
 }
 
+macro_rules! tasks {
+    ($where:literal) => {
+        concat!("SELECT kind, id, made_at, progress, finished, holder, held_until FROM task WHERE ", $where)
+    };
+}
+
 macro_rules! keys {
     ($where:literal) => {
         concat!(
@@ -130,6 +136,39 @@ statements! {
         SET holder = ?, body_hash = ?, minted = ?, claimed_at = ? WHERE principal = ? AND key = ? IF holder = ?";
     put_answer: Write = "INSERT INTO claim_answer (principal, key, minted, answer) VALUES (?, ?, ?, ?) USING TTL ?";
     answer: Read = "SELECT answer FROM claim_answer WHERE principal = ? AND key = ? AND minted = ?";
+
+    put_letter: Conditional = "INSERT INTO dead_letter (id, stage, topic, partition, offset, redrives, business, event,
+        correlation, code, reason, attempts, at, bytes, state, holder, key, value, headers)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS USING TTL ?";
+    claim_letter: Conditional = "UPDATE dead_letter USING TTL ? SET holder = ?, held_until = ? WHERE id = ?
+        IF state = ? AND holder = ?";
+    settle_letter: Conditional = "UPDATE dead_letter USING TTL ?
+        SET holder = ?, state = ?, settled_at = ?, settled_by = ? WHERE id = ? IF state = ? AND holder = ?";
+    letters: Read = "SELECT id, stage, topic, partition, offset, redrives, business, event, correlation, code, reason,
+        attempts, at, bytes, state, settled_at, settled_by, holder, held_until FROM dead_letter WHERE id IN ?";
+    letter_body: Read = "SELECT key, value, headers FROM dead_letter WHERE id = ?";
+    list_letter: Write = "INSERT INTO dead_letter_day (day, shard, at, id, stage, code, business)
+        VALUES (?, ?, ?, ?, ?, ?, ?) USING TTL ?";
+    letters_of_day: Read = "SELECT at, id, stage, code, business FROM dead_letter_day
+        WHERE day = ? AND shard = ? AND (at, id) < (?, ?) LIMIT ?";
+
+    append_audit: Write = "INSERT INTO audit (of_actor, day, id, actor, action, subject, detail, correlation)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    append_audit_day: Write = "INSERT INTO audit_day (of_actor, day) VALUES (?, ?)";
+    audit: Read = "SELECT id, actor, action, subject, detail, correlation FROM audit
+        WHERE of_actor = ? AND day = ? AND id >= ? AND id < ? LIMIT ?";
+    audit_days: Read = "SELECT day FROM audit_day WHERE of_actor = ? AND day <= ? AND day >= ? LIMIT ?";
+
+    make_task: Conditional = "INSERT INTO task (kind, id, made_at, progress, finished, holder)
+        VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS USING TTL ?";
+    take_task: Conditional = "UPDATE task USING TTL ? SET holder = ?, held_until = ? WHERE kind = ? AND id = ?
+        IF holder = ? AND finished = false";
+    save_task: Conditional = "UPDATE task USING TTL ?
+        SET made_at = ?, progress = ?, finished = ?, holder = ?, held_until = ?, saved = ? WHERE kind = ? AND id = ?
+        IF holder = ?";
+    task_saved: Read = "SELECT saved FROM task WHERE kind = ? AND id = ?";
+    task: Read = tasks!("kind = ? AND id = ?");
+    tasks: Read = tasks!("kind = ? LIMIT ?");
 
     make_key: Conditional = "INSERT INTO api_key
         (business, name, secret_hash, permissions, created_at, expires_at, revoked_at, id)

@@ -4,8 +4,10 @@
 //! one transaction) · `recent` (what is not yet in the streams' index) · then a file for each aggregate, with its SQL. Reads run on a few threads of their own and see every
 //! write that has returned. Nothing that has returned is lost by a kill -9; what is said to be durable, by a power cut.
 
+mod audit;
 mod claims;
 mod columns;
+mod dead_letters;
 mod keys;
 mod messages;
 mod options;
@@ -13,6 +15,7 @@ mod queue;
 mod recent;
 mod schema;
 mod stream;
+mod tasks;
 mod writer;
 
 use std::sync::Arc;
@@ -46,6 +49,9 @@ pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         messages: Arc::clone(&engine) as _,
         claims: Arc::clone(&engine) as _,
         keys: Arc::clone(&engine) as _,
+        dead_letters: Arc::clone(&engine) as _,
+        tasks: Arc::clone(&engine) as _,
+        audit: Arc::clone(&engine) as _,
         engine,
     })
 }

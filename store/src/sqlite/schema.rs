@@ -14,7 +14,7 @@ use super::Options;
 const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -92,6 +92,32 @@ CREATE INDEX api_key_by_business ON api_key (business, created_at, id);
 -- One row that a sync writes when nothing else is written with it: SQLite fsyncs only what writes.
 CREATE TABLE synced (times INTEGER NOT NULL);
 INSERT INTO synced VALUES (0);
+";
+
+const VERSION_2: &str = "
+-- A record that a stage gave up on. `state` is 0 while it is open; `holder` has it until `held_until`.
+CREATE TABLE dead_letter (
+    id BLOB PRIMARY KEY, stage TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
+    redrives INTEGER NOT NULL, business TEXT, event TEXT, correlation TEXT, code TEXT NOT NULL, reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL, at INTEGER NOT NULL, bytes INTEGER NOT NULL, state INTEGER NOT NULL,
+    settled_at INTEGER, settled_by TEXT, holder BLOB, held_until INTEGER,
+    key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
+);
+CREATE INDEX dead_letter_by_time ON dead_letter (at, id);
+
+-- Work that outlives a process; `holder` has it until `held_until`.
+CREATE TABLE task (
+    kind TEXT NOT NULL, id TEXT NOT NULL, made_at INTEGER NOT NULL, progress BLOB NOT NULL, finished INTEGER NOT NULL,
+    saved_at INTEGER NOT NULL, holder BLOB, held_until INTEGER,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+
+-- Only ever appended to. The id begins with the time.
+CREATE TABLE audit (
+    id BLOB PRIMARY KEY, actor TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL,
+    correlation TEXT
+) WITHOUT ROWID;
+CREATE INDEX audit_by_actor ON audit (actor, id);
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.
