@@ -30,6 +30,8 @@ pub const ACCEPTED: &str = "es-accepted";
 pub const CORRELATION: &str = "es-correlation";
 /// Retries so far, decimal.
 pub const ATTEMPT: &str = "es-attempt";
+/// How often a dead letter of it was redriven, decimal. Absent: never.
+pub const REDRIVE: &str = "es-redrive";
 
 /// Headers of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
