@@ -105,6 +105,11 @@ uuid_v7! {
     AuditId
 }
 
+uuid_v7! {
+    /// Identity of a webhook: an endpoint that a business is told at.
+    WebhookId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
 //! What is remembered, as ports by aggregate, and the engines behind them.
 //!
 //! `stream` (what waits for a phone) · `messages` (each message and its steps) · `claims` (idempotency) · `keys` (who may
-//! call) · `dead_letters` (what stages gave up on) · `tasks` (work that outlives a process) · `audit` (who did what). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
+//! call) · `dead_letters` (what stages gave up on) · `tasks` (work that outlives a process) · `audit` (who did what) ·
+//! `webhooks` (where businesses are told). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
 
 pub mod audit;
 pub mod claims;
@@ -14,6 +15,7 @@ pub mod scylla;
 pub mod sqlite;
 pub mod stream;
 pub mod tasks;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ pub use keys::{ApiKey, KeyStore};
 pub use messages::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoredMessage};
 pub use stream::{StreamPage, StreamRow, StreamStore};
 pub use tasks::{Holder, Lease, Task, TaskStore};
+pub use webhooks::{Webhook, WebhookCursor, WebhookStore};
 
 /// Every aggregate's store, of one engine. Cheap to clone.
 #[derive(Clone)]
@@ -46,6 +49,8 @@ pub struct Store {
     pub tasks: Arc<dyn TaskStore>,
     /// Who did what.
     pub audit: Arc<dyn AuditStore>,
+    /// Where businesses are told what becomes of their messages.
+    pub webhooks: Arc<dyn WebhookStore>,
     /// The engine as a whole.
     pub engine: Arc<dyn StoreEngine>,
 }

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod messages;
 pub mod streams;
 pub mod tasks;
+pub mod webhooks;
 
 use std::future::Future;
 
@@ -82,7 +83,8 @@ where
     keys::run(&fresh).await?;
     dead_letters::run(&fresh).await?;
     tasks::run(&fresh).await?;
-    audit::run(&fresh).await
+    audit::run(&fresh).await?;
+    webhooks::run(&fresh).await
 }
 
 /// Runs checks by name, each against a subject of its own.

@@ -21,6 +21,7 @@ mod setup;
 mod statements;
 mod stream;
 mod tasks;
+mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         dead_letters: Arc::clone(&engine) as _,
         tasks: Arc::clone(&engine) as _,
         audit: Arc::clone(&engine) as _,
+        webhooks: Arc::clone(&engine) as _,
         engine,
     })
 }

@@ -15,13 +15,14 @@ pub(super) struct Migration {
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 2;
+pub(super) const VERSION: i32 = 3;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
     vec![
         Migration { what: "the tables of streams, messages, claims and keys", statements: version_1(options) },
         Migration { what: "the tables of dead letters, tasks and the audit log", statements: version_2() },
+        Migration { what: "the tables of webhooks", statements: version_3() },
     ]
 }
 
@@ -133,6 +134,24 @@ fn version_2() -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS audit_day (
                 of_actor text, day int,
                 PRIMARY KEY ((of_actor), day)) WITH CLUSTERING ORDER BY (day DESC) AND {levels}"
+        ),
+    ]
+}
+
+fn version_3() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    vec![
+        format!(
+            "CREATE TABLE IF NOT EXISTS webhook (
+                business text, id uuid, url text, events text, key text, generation int, rotated_at timestamp,
+                created_at timestamp, disabled_at timestamp, disabled_reason text, failures int,
+                failing_since timestamp, revision uuid,
+                PRIMARY KEY ((business), id)) WITH {levels}"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS webhook_cursor (
+                partition int, webhook uuid, business text, epoch int, offset bigint,
+                PRIMARY KEY ((partition), webhook)) WITH {levels}"
         ),
     ]
 }

@@ -77,6 +77,16 @@ macro_rules! tasks {
     };
 }
 
+macro_rules! webhooks {
+    ($where:literal) => {
+        concat!(
+            "SELECT business, id, url, events, key, generation, rotated_at, created_at, disabled_at, disabled_reason,
+                 failures, failing_since, revision FROM webhook WHERE business = ?",
+            $where
+        )
+    };
+}
+
 macro_rules! keys {
     ($where:literal) => {
         concat!(
@@ -169,6 +179,20 @@ statements! {
     task_saved: Read = "SELECT saved FROM task WHERE kind = ? AND id = ?";
     task: Read = tasks!("kind = ? AND id = ?");
     tasks: Read = tasks!("kind = ? LIMIT ?");
+
+    make_webhook: Conditional = "INSERT INTO webhook (url, events, key, generation, rotated_at, created_at,
+        disabled_at, disabled_reason, failures, failing_since, revision, business, id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
+    replace_webhook: Conditional = "UPDATE webhook SET url = ?, events = ?, key = ?, generation = ?, rotated_at = ?,
+        created_at = ?, disabled_at = ?, disabled_reason = ?, failures = ?, failing_since = ?, revision = ?
+        WHERE business = ? AND id = ? IF revision = ?";
+    delete_webhook: Conditional = "DELETE FROM webhook WHERE business = ? AND id = ? IF EXISTS";
+    webhook: Read = webhooks!(" AND id = ?");
+    webhooks: Read = webhooks!(" LIMIT ?");
+    put_webhook_cursor: Write = "INSERT INTO webhook_cursor (partition, webhook, business, epoch, offset)
+        VALUES (?, ?, ?, ?, ?)";
+    remove_webhook_cursor: Write = "DELETE FROM webhook_cursor WHERE partition = ? AND webhook = ?";
+    webhook_cursors: Read = "SELECT webhook, business, epoch, offset FROM webhook_cursor WHERE partition = ? LIMIT ?";
 
     make_key: Conditional = "INSERT INTO api_key
         (business, name, secret_hash, permissions, created_at, expires_at, revoked_at, id)

@@ -16,6 +16,7 @@ mod recent;
 mod schema;
 mod stream;
 mod tasks;
+mod webhooks;
 mod writer;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         dead_letters: Arc::clone(&engine) as _,
         tasks: Arc::clone(&engine) as _,
         audit: Arc::clone(&engine) as _,
+        webhooks: Arc::clone(&engine) as _,
         engine,
     })
 }

@@ -14,7 +14,7 @@ use super::Options;
 const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -118,6 +118,23 @@ CREATE TABLE audit (
     correlation TEXT
 ) WITHOUT ROWID;
 CREATE INDEX audit_by_actor ON audit (actor, id);
+";
+
+const VERSION_3: &str = "
+-- Where businesses are told. `revision` changes with each change.
+CREATE TABLE webhook (
+    business TEXT NOT NULL, id BLOB NOT NULL, url TEXT NOT NULL, events TEXT NOT NULL, key TEXT NOT NULL,
+    generation INTEGER NOT NULL, rotated_at INTEGER, created_at INTEGER NOT NULL,
+    disabled_at INTEGER, disabled_reason TEXT, failures INTEGER NOT NULL, failing_since INTEGER, revision BLOB NOT NULL,
+    PRIMARY KEY (business, id)
+) WITHOUT ROWID;
+
+-- How far an endpoint that is behind was told of a partition of message.status.
+CREATE TABLE webhook_cursor (
+    partition INTEGER NOT NULL, webhook BLOB NOT NULL, business TEXT NOT NULL, epoch INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    PRIMARY KEY (partition, webhook)
+) WITHOUT ROWID;
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.
