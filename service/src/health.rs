@@ -15,6 +15,8 @@ use http::StatusCode;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::breaker::{self, Breaker};
+
 /// How long a dependency may take to answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -50,6 +52,7 @@ pub struct Dependency {
 #[derive(Clone)]
 pub struct Health {
     dependencies: Arc<Vec<Dependency>>,
+    breakers: Arc<Vec<Arc<Breaker>>>,
     draining: CancellationToken,
 }
 
@@ -68,12 +71,19 @@ struct Details {
     status: &'static str,
     version: &'static str,
     dependencies: Vec<Report>,
+    breakers: Vec<breaker::Report>,
 }
 
 impl Health {
     /// Health of what rests on `dependencies`; not ready once `draining` is cancelled.
     pub fn new(dependencies: Vec<Dependency>, draining: CancellationToken) -> Self {
-        Self { dependencies: Arc::new(dependencies), draining }
+        Self { dependencies: Arc::new(dependencies), breakers: Arc::default(), draining }
+    }
+
+    /// Shows the breakers of this process, too.
+    #[must_use]
+    pub fn with_breakers(self, breakers: Vec<Arc<Breaker>>) -> Self {
+        Self { breakers: Arc::new(breakers), ..self }
     }
 
     /// `/health`, `/health/live`, `/health/ready` and `/health/details`.
@@ -110,7 +120,8 @@ impl Health {
             (.., true) => (StatusCode::OK, "degraded"),
             _ => (StatusCode::OK, "healthy"),
         };
-        (code, Details { status, version: env!("CARGO_PKG_VERSION"), dependencies })
+        let breakers = self.breakers.iter().map(|breaker| breaker.report()).collect();
+        (code, Details { status, version: env!("CARGO_PKG_VERSION"), dependencies, breakers })
     }
 }
 
@@ -156,6 +167,17 @@ mod tests {
         let (code, details) = Health::new(dependencies, CancellationToken::new()).assess().await;
         assert_eq!((code, details.status), (StatusCode::OK, "degraded"));
         assert!(!details.dependencies[1].vital);
+    }
+
+    #[tokio::test]
+    async fn breakers_are_shown_and_do_not_make_a_process_unready() {
+        let breaker = Breaker::new(breaker::policies::DATABASE);
+        breaker.trip("told to");
+        let health = Health::new(vec![], CancellationToken::new()).with_breakers(vec![breaker]);
+        let (code, details) = health.assess().await;
+        assert_eq!((code, details.status), (StatusCode::OK, "healthy"));
+        let shown = serde_json::to_value(&details.breakers).unwrap_or_default();
+        assert_eq!((&shown[0]["dependency"], &shown[0]["state"]), (&"database".into(), &"open".into()));
     }
 
     #[tokio::test]

@@ -1,7 +1,11 @@
-//! What every role shares: configuration, telemetry, metrics, health, errors over HTTP, trace context. Rests on nothing
+//! What every role shares: configuration, telemetry, metrics, health, breakers and bulkheads, errors over HTTP, trace
+//! context. Rests on nothing
 //! of ours.
 
+pub mod breaker;
+pub mod bulkhead;
 pub mod config;
+pub mod egress;
 pub mod health;
 pub mod listener;
 pub mod metrics;
@@ -10,6 +14,8 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
 
+pub use breaker::Breaker;
+pub use bulkhead::Bulkhead;
 pub use health::Health;
 pub use problem::Problem;
 pub use trace::TraceContext;

@@ -31,7 +31,8 @@ metrics_list! {
     STAGE_BATCH_SECONDS = Histogram, "eshaar_stage_batch_seconds", Seconds, "Time from taking a batch to settling it, by stage.";
     STAGE_BATCH_RECORDS = Histogram, "eshaar_stage_batch_records", Count, "Records in a batch, by stage.";
     STAGE_LAG = Gauge, "eshaar_stage_lag_records", Count, "Records that a stage has not settled, by stage and topic.";
-    STAGE_OLDEST_SECONDS = Gauge, "eshaar_stage_oldest_seconds", Seconds, "Age of the oldest record a stage has taken and not settled, by stage.";
+    STAGE_OLDEST_SECONDS = Gauge, "eshaar_stage_oldest_seconds", Seconds, "Age of the oldest record a stage has taken and not settled, by stage and partition.";
+    STAGE_STUCK = Gauge, "eshaar_stage_stuck", Count, "Partitions of a stage that make no progress, by stage.";
     LOG_APPENDED = Counter, "eshaar_log_appended_records_total", Count, "Records appended to the log, by topic.";
     LOG_APPEND_SECONDS = Histogram, "eshaar_log_append_seconds", Seconds, "Time from append to acknowledgement, by durability.";
     LOG_COMMIT_RECORDS = Histogram, "eshaar_log_group_commit_records", Count, "Records that shared a group commit.";
@@ -39,13 +40,30 @@ metrics_list! {
     ROUTE_REPEATS = Counter, "eshaar_route_repeats_total", Count, "Records dropped because they repeat an earlier one.";
     ROUTE_HINTS = Counter, "eshaar_route_hints_total", Count, "Delivery hints sent to gateways.";
     EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";
+    CANCELLED = Counter, "eshaar_messages_cancelled_total", Count, "Messages dropped because their sender took them back, by stage.";
+    CANCELLATIONS = Gauge, "eshaar_cancellations", Count, "Cancellations that this process knows.";
+    LIMITED = Counter, "eshaar_messages_limited_total", Count, "Messages beyond a rate limit, by limit.";
+    LIMITS_SHARED = Gauge, "eshaar_limits_shared", Count, "1 while rate limits are counted across processes, 0 while this process counts alone.";
+    QUEUE_DEPTH = Gauge, "eshaar_queue_depth_records", Count, "Messages accepted and not yet in their recipients' streams, as the API sees it, by queue: interactive or bulk.";
+    QUEUE_FULL = Gauge, "eshaar_queue_full", Count, "1 while new messages are refused because too many wait, by queue.";
+    BREAKER_STATE = Gauge, "eshaar_breaker_state", Count, "What a breaker does with calls, by dependency: 0 closed, 1 half open, 2 open.";
+    BREAKER_TURNED = Counter, "eshaar_breaker_turned_total", Count, "Changes of a breaker's state, by dependency and new state.";
+    BULKHEAD_UNDER_WAY = Gauge, "eshaar_bulkhead_operations", Count, "Operations under way, by dependency.";
+    BULKHEAD_WAITING = Gauge, "eshaar_bulkhead_waiting", Count, "Operations that wait for their turn, by dependency.";
+    BULKHEAD_SHED = Counter, "eshaar_bulkhead_shed_total", Count, "Operations refused because too many waited, or their turn did not come in time, by dependency.";
     DEAD_LETTERS = Counter, "eshaar_dead_letters_total", Count, "Records given up on, by stage and code.";
+    REDRIVES = Counter, "eshaar_dead_letter_settled_total", Count, "Dead letters redriven, discarded or refused, by outcome.";
+    DIGESTS = Counter, "eshaar_dead_letter_digests_total", Count, "Digests of dead letters mailed to administrators, by outcome: sent or failed.";
     GATEWAY_SESSIONS = Gauge, "eshaar_gateway_sessions", Count, "Open WebSocket sessions.";
     GATEWAY_OPENED = Counter, "eshaar_gateway_sessions_opened_total", Count, "WebSocket sessions opened.";
     GATEWAY_CLOSED = Counter, "eshaar_gateway_sessions_closed_total", Count, "WebSocket sessions closed, by code.";
     GATEWAY_SENT = Counter, "eshaar_gateway_messages_sent_total", Count, "Message frames sent, by how: hint or replay.";
     GATEWAY_STREAM_READS = Counter, "eshaar_gateway_stream_reads_total", Count, "Stream reads, by cause: hello, gap or overflow.";
     DELIVERY_SECONDS = Histogram, "eshaar_delivery_seconds", Seconds, "Time from acceptance to the first write to a socket, for messages sent from a hint.";
+    WEBHOOK_REQUESTS = Counter, "eshaar_webhook_requests_total", Count, "Requests to webhooks, by answer: taken, refused, silent, wait or gone.";
+    WEBHOOK_SECONDS = Histogram, "eshaar_webhook_seconds", Seconds, "Time of a request to a webhook.";
+    WEBHOOK_BACKLOGS = Gauge, "eshaar_webhook_backlogs", Count, "Webhooks that are being told, once for each partition.";
+    WEBHOOK_DISABLED = Counter, "eshaar_webhook_disabled_total", Count, "Webhooks that were disabled because they failed or answered 410.";
     ACKED = Counter, "eshaar_messages_acked_total", Count, "Messages that became delivered.";
 }
 
