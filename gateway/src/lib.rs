@@ -31,7 +31,7 @@ use eshaar_model::Clock;
 use eshaar_presence::{Presence, PresenceError};
 use eshaar_schemas::Codecs;
 use eshaar_store::Store;
-use eshaar_topics::{Log, LogError};
+use eshaar_topics::{Cancelled, Log, LogError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +54,8 @@ pub struct Deps {
     pub presence: Arc<dyn Presence>,
     /// Checks credentials.
     pub auth: Authenticator,
+    /// What was taken back: it is not sent.
+    pub cancelled: Arc<Cancelled>,
     /// The present, for expiry.
     pub clock: Clock,
 }
@@ -88,6 +90,7 @@ impl Gateway {
             messages: deps.store.messages,
             presence: deps.presence,
             credentials: Arc::new(deps.auth),
+            cancelled: deps.cancelled,
             clock: deps.clock,
         };
         Self::start_with(parts, options, shutdown).await

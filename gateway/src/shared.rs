@@ -11,7 +11,7 @@ use eshaar_schemas::Codecs;
 use eshaar_service::metrics as names;
 use eshaar_store::{MessageStore, StreamStore};
 use eshaar_topics::partitioner::partition_of;
-use eshaar_topics::{Log, Topic};
+use eshaar_topics::{Cancelled, Log, Topic};
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 
@@ -39,6 +39,7 @@ pub(crate) struct Meters {
     pub(crate) sent_by_hint: Counter,
     pub(crate) sent_by_replay: Counter,
     pub(crate) expired: Counter,
+    pub(crate) cancelled: Counter,
     pub(crate) acked: Counter,
     pub(crate) delivery_seconds: Histogram,
 }
@@ -51,6 +52,7 @@ impl Meters {
             sent_by_hint: metrics::counter!(names::GATEWAY_SENT, "how" => "hint"),
             sent_by_replay: metrics::counter!(names::GATEWAY_SENT, "how" => "replay"),
             expired: metrics::counter!(names::EXPIRED, "stage" => "gateway"),
+            cancelled: metrics::counter!(names::CANCELLED, "stage" => "gateway"),
             acked: metrics::counter!(names::ACKED),
             delivery_seconds: metrics::histogram!(names::DELIVERY_SECONDS),
         }
@@ -65,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) messages: Arc<dyn MessageStore>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) credentials: Arc<dyn Credentials>,
+    pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
 }
 
@@ -77,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) messages: Arc<dyn MessageStore>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) credentials: Arc<dyn Credentials>,
+    pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
     pub(crate) hub: Hub,
     pub(crate) receipts: Receipts,
@@ -97,6 +101,7 @@ impl Shared {
             messages: parts.messages,
             presence: parts.presence,
             credentials: parts.credentials,
+            cancelled: parts.cancelled,
             clock: parts.clock,
             hub: Hub::new(),
             meters: Meters::new(),

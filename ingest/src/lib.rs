@@ -2,7 +2,8 @@
 //!
 //! A submission goes, in this order: `context` (who asks, joined to which trace) → `body` (bounded bytes) → `submit`
 //! (parsed, validated, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
-//! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` moves a status on.
+//! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` and `cancel` move a
+//! status on.
 //!
 //! Ingest accepts; it delivers nothing, and writes no history: that follows from the log.
 //! `console` is a page that calls all of this as any client does.
@@ -10,6 +11,7 @@
 mod body;
 mod bulk;
 mod caller;
+mod cancel;
 pub mod console;
 mod context;
 mod idempotency;
@@ -32,7 +34,7 @@ use eshaar_auth::Authenticator;
 use eshaar_model::Clock;
 use eshaar_schemas::Codecs;
 use eshaar_store::Store;
-use eshaar_topics::Log;
+use eshaar_topics::{Cancelled, Log};
 
 pub use openapi::document as openapi_document;
 pub use options::{BulkOptions, Options};
@@ -49,6 +51,8 @@ pub struct Deps {
     pub store: Store,
     /// Who may call.
     pub auth: Authenticator,
+    /// What was taken back: it is not shown to its recipient.
+    pub cancelled: Arc<Cancelled>,
     /// The present.
     pub clock: Clock,
 }

@@ -143,7 +143,12 @@ pub(crate) async fn get(
 ) -> Result<Json<MessageDetails>, Problem> {
     Parameters::parse(query.as_deref(), &[])?;
     let stored = view::find(&app, &id, &caller.0.principal).await?;
-    MessageDetails::of(&stored, &app.deps.codecs, app.deps.clock.now()).await.map(Json)
+    let now = app.deps.clock.now();
+    // What was taken back in time is not shown to those that it was for.
+    if stored.row.sender != caller.0.principal && view::steps_by(&stored, now).current() == Some(Status::Cancelled) {
+        return Err(problems::message_not_found());
+    }
+    MessageDetails::of(&stored, &app.deps.codecs, now).await.map(Json)
 }
 
 /// A page of what a business has sent.

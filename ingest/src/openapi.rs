@@ -15,7 +15,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
 use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
 
-use crate::{App, bulk, messages, read, stream};
+use crate::{App, bulk, cancel, messages, read, stream};
 
 /// Of a bulk request.
 pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
@@ -26,12 +26,13 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
      {\"accepted\":1,\"rejected\":1}\n";
 
 /// What an operation may answer besides what it is for: its name, and these.
-const PROBLEMS: [(&str, &[u16]); 6] = [
+const PROBLEMS: [(&str, &[u16]); 7] = [
     ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
     ("mark_read", &[400, 401, 403, 404, 500, 503]),
+    ("cancel_message", &[400, 401, 403, 404, 409, 500, 503]),
     ("read_stream", &[400, 401, 403, 500, 503]),
 ];
 
@@ -42,7 +43,7 @@ const PROBLEMS: [(&str, &[u16]); 6] = [
         description = "Delivers messages of businesses to mobile users. Every error is `application/problem+json` with \
                        a stable `code`; every answer has an `X-Correlation-Id`."
     ),
-    paths(messages::send, messages::list, messages::get, bulk::send, read::mark, stream::read),
+    paths(messages::send, messages::list, messages::get, bulk::send, read::mark, cancel::cancel, stream::read),
     components(schemas(Submission, ProblemDocument)),
     security(("api_key" = []), ("token" = [])),
     tags((name = "messages", description = "Sending messages, and seeing what became of them")),
@@ -252,7 +253,7 @@ fn problem(status: u16) -> utoipa::openapi::Response {
         403 => "The credential does not allow this",
         404 => "There is no such message, or it is not yours",
         408 => "The body came too slowly",
-        409 => "The first request with this Idempotency-Key is still being answered",
+        409 => "The first request with this Idempotency-Key is still under way; or it is too late: `code` says which",
         413 => "The body is too large",
         415 => "The type or encoding of the body is not one of those named here",
         422 => "The Idempotency-Key was used with another body",

@@ -19,6 +19,9 @@ pub struct Options {
     pub append_timeout_s: u64,
     /// How long a request other than bulk may take in all, in seconds: 20. Longer than the two above together.
     pub request_timeout_s: u64,
+    /// Most cancellations that may stand at a time, since every process keeps them in memory, about 20 bytes each: 4000000.
+    /// One more is answered 503.
+    pub cancellations: NonZeroUsize,
     /// Limits of `POST /v1/messages/bulk`.
     pub bulk: BulkOptions,
 }

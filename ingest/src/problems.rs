@@ -1,7 +1,7 @@
 //! Every error of the API, and what it becomes over HTTP. Nothing here holds what a client sent but names of fields.
 
 use eshaar_auth::AuthError;
-use eshaar_model::Permission;
+use eshaar_model::{Permission, Status};
 use eshaar_schemas::{DecodeError, EncodeError, RegistryError};
 use eshaar_service::Problem;
 use eshaar_store::StoreError;
@@ -42,6 +42,21 @@ pub(crate) fn phone_only() -> Problem {
 /// The same answer for what is not there and for what is another's.
 pub(crate) fn message_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "message_not_found", "you have neither sent nor received a message of this id")
+}
+
+pub(crate) fn too_late_to_cancel(status: Status) -> Problem {
+    let (code, detail) = match status {
+        Status::Read => ("already_read", "it was read already; only what was not delivered yet can be cancelled"),
+        Status::Failed => ("already_failed", "it has failed; there is nothing left to cancel"),
+        Status::Expired => ("already_expired", "its time to live has passed; there is nothing left to cancel"),
+        _ => ("already_delivered", "it was delivered already; only what was not delivered yet can be cancelled"),
+    };
+    Problem::new(StatusCode::CONFLICT, code, detail)
+}
+
+pub(crate) fn cancellations_full(limit: usize) -> Problem {
+    let detail = format!("{limit} cancellations stand already, which is the most at a time; this one was not made");
+    unavailable("cancellations_full", detail)
 }
 
 pub(crate) fn no_such_path() -> Problem {

@@ -55,12 +55,13 @@ pub(crate) async fn mark(
     let read_at = app.deps.clock.now();
     // What was read was delivered: the ack may have been lost, or is still on its way.
     let steps = [Status::Delivered, Status::Read].into_iter().filter(|step| stored.steps.at(*step).is_none());
-    let records: Result<Vec<_>, _> = steps.map(|step| record(&app, &stored, step, read_at, &origin)).collect();
+    let records: Result<Vec<_>, _> = steps.map(|step| self::step(&app, &stored, step, read_at, &origin)).collect();
     submit::append(&app, records?).await?;
     Ok(Json(ReadAnswer { id, status: Status::Read, read_at }))
 }
 
-fn record(
+/// The record that says that a message reached a step.
+pub(crate) fn step(
     app: &App,
     stored: &StoredMessage,
     status: Status,

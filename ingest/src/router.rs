@@ -5,7 +5,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{App, Deps, Options, bulk, context, messages, openapi, problems, read, stream, unread};
+use crate::{App, Deps, Options, bulk, cancel, context, messages, openapi, problems, read, stream, unread};
 
 /// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
 /// that has a fallback of its own.
@@ -15,6 +15,7 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .route("/v1/messages", post(messages::send).get(messages::list))
         .route("/v1/messages/{id}", get(messages::get))
         .route("/v1/messages/{id}/read", post(read::mark))
+        .route("/v1/messages/{id}/cancel", post(cancel::cancel))
         .route("/v1/stream", get(stream::read))
         .layer(from_fn_with_state(app.clone(), context::in_time));
     // Bulk requests last as long as there is something to read; they are bounded by how long nothing moves.

@@ -98,7 +98,8 @@ pub(crate) async fn read(
     let mut messages = Vec::with_capacity(page.rows.len());
     for row in &page.rows {
         cursor.advance(row.position);
-        if row.expires_at.is_none_or(|at| now < at) {
+        let is_cancelled = app.deps.cancelled.covers(row.id);
+        if !is_cancelled && row.expires_at.is_none_or(|at| now < at) {
             messages.push(StreamMessage::of(&app, row, cursor).await?);
         }
     }

@@ -19,7 +19,7 @@ use eshaar_model::Clock;
 use eshaar_presence::Presence;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_store::Store;
-use eshaar_topics::{Log, Outcome, Stage, runner};
+use eshaar_topics::{Cancelled, Log, Outcome, Stage, runner};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -84,17 +84,19 @@ pub struct Deps {
     pub store: Store,
     /// Who is connected where.
     pub presence: Arc<dyn Presence>,
+    /// What was taken back.
+    pub cancelled: Arc<Cancelled>,
     /// The present.
     pub clock: Clock,
 }
 
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
-    let Deps { log, codecs, store, presence, clock } = deps;
+    let Deps { log, codecs, store, presence, cancelled, clock } = deps;
     let Options { run: names, runner, route, archive, housekeeping } = options;
     let of_runner = runner::Deps { log: Arc::clone(&log), codecs: codecs.clone(), clock: clock.clone() };
-    let prioritize = Prioritize::new(codecs.clone(), clock.clone());
-    let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence) };
+    let prioritize = Prioritize::new(codecs.clone(), Arc::clone(&cancelled), clock.clone());
+    let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
     let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), archive);
     let notify = Notify::new(presence, codecs, clock.clone());
@@ -184,6 +186,7 @@ mod tests {
             codecs: engines.codecs.clone(),
             store: engines.store.clone(),
             presence: Arc::clone(&engines.presence) as _,
+            cancelled: Arc::clone(&engines.cancelled),
             clock: engines.clock.clone(),
         }
     }

@@ -1,28 +1,32 @@
 //! Gives each accepted message to the lane that it was stamped for.
 //!
 //! Reads `messages.accepted`; writes `lane.*`, keyed by the recipient's phone, and `message.status` for what has expired.
+//! What was taken back ends here.
 //! Works on headers alone: value and timestamp go on untouched. The lane is the record's own, so a replay takes the same.
 //! A message to a business has no lane: `archive` carries it on.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{Clock, Status, Timestamp};
 use eshaar_schemas::{Codecs, EncodeError, StatusChanged};
-use eshaar_service::metrics::EXPIRED;
+use eshaar_service::metrics::{CANCELLED, EXPIRED};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
-use eshaar_topics::{NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
+use eshaar_topics::{Cancelled, NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
 use metrics::counter;
 
 /// The stage.
 pub struct Prioritize {
     codecs: Codecs,
+    cancelled: Arc<Cancelled>,
     clock: Clock,
 }
 
 impl Prioritize {
-    /// The stage, expiring by `clock`.
-    pub const fn new(codecs: Codecs, clock: Clock) -> Self {
-        Self { codecs, clock }
+    /// The stage, dropping what is among `cancelled` and what has expired by `clock`.
+    pub const fn new(codecs: Codecs, cancelled: Arc<Cancelled>, clock: Clock) -> Self {
+        Self { codecs, cancelled, clock }
     }
 
     fn outcome(&self, record: &Received, now: Timestamp) -> Outcome {
@@ -35,11 +39,17 @@ impl Prioritize {
 
     fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, Error> {
         let envelope = Envelope::read(&record.headers)?;
-        Ok(match decide(&envelope, now) {
+        let is_cancelled = self.cancelled.covers(envelope.id);
+        Ok(match decide(&envelope, is_cancelled, now) {
             Decision::ToLane => Some(lane_record(record, &envelope)),
             Decision::Expired(at) => {
                 counter!(EXPIRED, "stage" => Self::NAME).increment(1);
                 Some(expired((record, record.key.clone()), &envelope, at, &self.codecs)?)
+            }
+            // Who took it back has said so: ingest writes the status.
+            Decision::Cancelled => {
+                counter!(CANCELLED, "stage" => Self::NAME).increment(1);
+                None
             }
             Decision::NotForAPhone => None,
         })
@@ -70,12 +80,14 @@ impl Stage for Prioritize {
 enum Decision {
     ToLane,
     Expired(Timestamp),
+    Cancelled,
     NotForAPhone,
 }
 
-fn decide(envelope: &Envelope<'_>, now: Timestamp) -> Decision {
+fn decide(envelope: &Envelope<'_>, is_cancelled: bool, now: Timestamp) -> Decision {
     match (envelope.to, envelope.expires_at) {
         (None, _) => Decision::NotForAPhone,
+        (Some(_), _) if is_cancelled => Decision::Cancelled,
         (Some(_), Some(at)) if at <= now => Decision::Expired(at),
         (Some(_), _) => Decision::ToLane,
     }
@@ -141,7 +153,11 @@ mod tests {
     use crate::testing::{START, codecs, message, received};
 
     async fn handled(record: Received) -> Outcome {
-        let stage = Prioritize::new(codecs().await, Clock::manual(START));
+        handled_knowing(Cancelled::none(Clock::manual(START)), record).await
+    }
+
+    async fn handled_knowing(cancelled: Cancelled, record: Received) -> Outcome {
+        let stage = Prioritize::new(codecs().await, Arc::new(cancelled), Clock::manual(START));
         stage.handle(&mut (), &[record]).await.remove(0)
     }
 
@@ -158,6 +174,15 @@ mod tests {
         assert_eq!((&next[0].value, next[0].timestamp), (&record.value, record.timestamp));
         assert_eq!(next[0].headers.text(headers::ACCEPTED), Some("2:17"));
         assert_eq!(Envelope::read(&next[0].headers), Envelope::read(&record.headers));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_was_taken_back_goes_no_further() {
+        let (codecs, message) = (codecs().await, message(1));
+        let cancelled = Cancelled::none(Clock::manual(START));
+        cancelled.enter(message.id);
+        let record = received(&message, Lane::High, &codecs, (0, 0));
+        assert!(matches!(handled_knowing(cancelled, record).await, Outcome::Done));
     }
 
     #[tokio::test]

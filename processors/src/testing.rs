@@ -11,7 +11,7 @@ use eshaar_schemas::{Codecs, Compatibility, Message, Registry, RegistryError, Sc
 use eshaar_service::TraceContext;
 use eshaar_store::{Store, sqlite};
 use eshaar_topics::embedded::{EmbeddedLog, Options};
-use eshaar_topics::{LogPosition, NewRecord, Received, Topic, flow};
+use eshaar_topics::{Cancelled, LogPosition, NewRecord, Received, Topic, flow};
 use tempfile::TempDir;
 
 /// The present of the tests.
@@ -86,6 +86,7 @@ pub(crate) struct Engines {
     pub(crate) store: Store,
     pub(crate) presence: Arc<LocalPresence>,
     pub(crate) codecs: Codecs,
+    pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
     _dir: TempDir,
 }
@@ -98,6 +99,7 @@ impl Engines {
             store: sqlite::open(sqlite::Options::at(dir.path().join("store.db")), clock.clone()).unwrap(),
             presence: Arc::new(LocalPresence::new(clock.clone())),
             codecs: codecs().await,
+            cancelled: Arc::new(Cancelled::none(clock.clone())),
             clock,
             _dir: dir,
         }

@@ -25,6 +25,7 @@ contracts! {
     Delivery: "eshaar.Delivery" = "delivery.avsc",
     StatusChanged: "eshaar.StatusChanged" = "status_changed.avsc",
     DeadLetter: "eshaar.DeadLetter" = "dead_letter.avsc",
+    Cancellation: "eshaar.Cancellation" = "cancellation.avsc",
 }
 
 /// `avro/message.avsc`. Times are milliseconds since the Unix epoch.
@@ -120,6 +121,15 @@ pub struct StatusChanged {
     pub recipient: String,
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// `avro/cancellation.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct Cancellation {
+    pub id: MessageId,
+    pub sender: String,
+    pub at: i64,
 }
 
 /// `avro/dead_letter.avsc`.

@@ -9,6 +9,7 @@ use eshaar_gateway::Gateway;
 use eshaar_schemas::registry::http::Access;
 use eshaar_service::Health;
 use eshaar_service::health::{Check, Dependency};
+use eshaar_topics::Cancelled;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ use crate::first_start;
 /// Everything that `role` answers.
 pub async fn router(
     engines: &Engines,
+    cancelled: &Arc<Cancelled>,
     config: &Config,
     role: Role,
     gateway: Option<&Gateway>,
@@ -31,7 +33,7 @@ pub async fn router(
         .merge(health(engines, role, draining).router())
         .route("/metrics", get(move || async move { rendered.render() }));
     if role.ingests() {
-        router = router.merge(api(engines, config).await?);
+        router = router.merge(api(engines, cancelled, config).await?);
     }
     if let Some(gateway) = gateway {
         router = router.merge(gateway.router());
@@ -44,12 +46,13 @@ pub async fn router(
 }
 
 /// The API; and the console, where the data directory holds the demo business's key and the secret of its links.
-async fn api(engines: &Engines, config: &Config) -> anyhow::Result<Router> {
+async fn api(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> anyhow::Result<Router> {
     let deps = eshaar_ingest::Deps {
         log: engines.log.clone(),
         codecs: engines.codecs.clone(),
         store: engines.store.clone(),
         auth: engines.auth.clone(),
+        cancelled: Arc::clone(cancelled),
         clock: engines.clock.clone(),
     };
     let api = eshaar_ingest::router(deps, config.ingest.clone());

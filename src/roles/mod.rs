@@ -2,11 +2,13 @@
 
 mod http;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use eshaar_gateway::Gateway;
 use eshaar_service::{listener, metrics, shutdown, telemetry};
+use eshaar_topics::Cancelled;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -88,14 +90,22 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     let is_new = config.engines == Kind::Embedded
         && first_start::demo_business(&config.data_dir, &*engines.store.keys, engines.clock.now()).await?;
 
-    let stages = role.processes().then(|| start_stages(&engines, &config));
     let closed = CancellationToken::new();
+    // To its end, before anything may be shown to anybody.
+    let cancelled = tokio::select! {
+        known = Cancelled::follow(Arc::clone(&engines.log), engines.clock.clone(), closed.clone()) => {
+            known.context("cannot read what was taken back")?
+        }
+        () = told_to_stop.cancelled() => return Ok(()),
+    };
+    let stages = role.processes().then(|| start_stages(&engines, &cancelled, &config));
     let gateway = if role.holds_sockets() {
-        Some(start_gateway(&engines, &config, address, closed.clone()).await?)
+        Some(start_gateway(&engines, &cancelled, &config, address, closed.clone()).await?)
     } else {
         None
     };
-    let router = http::router(&engines, &config, role, gateway.as_ref(), rendered, told_to_stop.clone()).await?;
+    let router =
+        http::router(&engines, &cancelled, &config, role, gateway.as_ref(), rendered, told_to_stop.clone()).await?;
     let http = tokio::spawn({
         let (options, closed) = (config.http.clone(), closed.clone());
         async move { listener::serve(listener, router, &options, closed, GRACE).await }
@@ -132,12 +142,13 @@ async fn keep_metrics_small(rendered: PrometheusHandle) {
 }
 
 /// Starts the stages; the token drains them.
-fn start_stages(engines: &Engines, config: &Config) -> (JoinHandle<()>, CancellationToken) {
+fn start_stages(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> (JoinHandle<()>, CancellationToken) {
     let deps = eshaar_processors::Deps {
         log: engines.log.clone(),
         codecs: engines.codecs.clone(),
         store: engines.store.clone(),
         presence: engines.presence.clone(),
+        cancelled: Arc::clone(cancelled),
         clock: engines.clock.clone(),
     };
     let stop = CancellationToken::new();
@@ -146,6 +157,7 @@ fn start_stages(engines: &Engines, config: &Config) -> (JoinHandle<()>, Cancella
 
 async fn start_gateway(
     engines: &Engines,
+    cancelled: &Arc<Cancelled>,
     config: &Config,
     address: std::net::SocketAddr,
     closed: CancellationToken,
@@ -155,6 +167,7 @@ async fn start_gateway(
         codecs: engines.codecs.clone(),
         store: engines.store.clone(),
         presence: engines.presence.clone(),
+        cancelled: Arc::clone(cancelled),
         auth: engines.auth.clone(),
         clock: engines.clock.clone(),
     };

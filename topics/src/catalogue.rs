@@ -23,6 +23,7 @@ pub enum Durability {
 #[repr(u8)]
 pub enum Topic {
     MessagesAccepted,
+    Cancellations,
     LaneHigh,
     LaneNormal,
     LaneLow,
@@ -50,8 +51,9 @@ pub struct TopicSpec {
 
 impl Topic {
     /// All topics, in the order of the flow.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::MessagesAccepted,
+        Self::Cancellations,
         Self::LaneHigh,
         Self::LaneNormal,
         Self::LaneLow,
@@ -65,6 +67,7 @@ impl Topic {
     pub const fn name(self) -> &'static str {
         match self {
             Self::MessagesAccepted => "messages.accepted",
+            Self::Cancellations => "cancellations",
             Self::LaneHigh => "lane.high",
             Self::LaneNormal => "lane.normal",
             Self::LaneLow => "lane.low",

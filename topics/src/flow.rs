@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use eshaar_model::{Lane, MessageId, Phone, Timestamp};
-use eshaar_schemas::{Codecs, Delivery, EncodeError, Message, StatusChanged};
+use eshaar_schemas::{Cancellation, Codecs, Delivery, EncodeError, Message, StatusChanged};
 use eshaar_service::TraceContext;
 
 use crate::headers::{
@@ -15,6 +15,8 @@ use crate::{Headers, NewRecord, Topic};
 pub const TYPE_ACCEPTED: &str = "eshaar.message.accepted.v1";
 /// CloudEvents type of a status.
 pub const TYPE_STATUS: &str = "eshaar.message.status.v1";
+/// CloudEvents type of a cancellation.
+pub const TYPE_CANCELLATION: &str = "eshaar.cancellation.v1";
 
 const SPECVERSION: &[u8] = b"1.0";
 const SOURCE: &[u8] = b"/eshaar";
@@ -106,6 +108,31 @@ pub fn status(
     ];
     let headers = Headers::new(always.into_iter().chain(sometimes.into_iter().flatten()));
     Ok(NewRecord { topic: Topic::MessageStatus, partition: None, key, value, headers, timestamp })
+}
+
+/// The record of `cancellations` that takes a message back. Its key alone says which.
+///
+/// # Errors
+/// When it cannot be written by its schema.
+pub fn cancellation(what: &Cancellation, codecs: &Codecs, origin: Origin<'_>) -> Result<NewRecord, EncodeError> {
+    let value = codecs.encode(what)?;
+    let timestamp = Timestamp::from_millis(what.at);
+    let (id, time) = (what.id.to_string(), timestamp.to_string());
+    let always = [
+        (CE_SPECVERSION, SPECVERSION),
+        (CE_ID, id.as_bytes()),
+        (CE_TYPE, TYPE_CANCELLATION.as_bytes()),
+        (CE_SOURCE, SOURCE),
+        (CE_TIME, time.as_bytes()),
+        (FROM, what.sender.as_bytes()),
+    ];
+    let sometimes = [
+        origin.traceparent.map(|trace| (TRACEPARENT, trace.as_bytes())),
+        origin.correlation.map(|correlation| (CORRELATION, correlation.as_bytes())),
+    ];
+    let headers = Headers::new(always.into_iter().chain(sometimes.into_iter().flatten()));
+    let key = Bytes::from(id);
+    Ok(NewRecord { topic: Topic::Cancellations, partition: None, key, value, headers, timestamp })
 }
 
 /// The record of `deliveries` that tells the gateway of `slot` something. Not an event for others to read: its headers

@@ -1,8 +1,10 @@
 //! The log: which topics there are, the port to it, its engines, and the runner that carries stages over it.
 //!
 //! Reads top-down: `catalogue` (what topics there are) → `record` (what is in them) → `log` (the port) → `embedded`
-//! and `kafka` (its engines) → `flow` (the records of the flow, made in one place) → `runner` (what drives a stage).
+//! and `kafka` (its engines) → `flow` (the records of the flow, made in one place) → `cancelled` (what was taken back) →
+//! `runner` (what drives a stage).
 
+pub mod cancelled;
 pub mod catalogue;
 #[doc(hidden)]
 pub mod conformance;
@@ -15,6 +17,7 @@ pub mod partitioner;
 pub mod record;
 pub mod runner;
 
+pub use cancelled::Cancelled;
 pub use catalogue::{Durability, Topic, TopicSpec};
 pub use headers::Headers;
 pub use log::{

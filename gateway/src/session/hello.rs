@@ -135,7 +135,7 @@ async fn gap(shared: &Shared, phone: Phone, after: Cursor) -> Result<Option<Gap>
 }
 
 /// A cursor that a client gives back is a receipt for everything before it: what was not acknowledged of it becomes
-/// delivered, but for what has expired.
+/// delivered, but for what has expired or was taken back.
 async fn receipt(shared: &Shared, phone: Phone, acked: Cursor, after: Cursor) -> Result<(), StoreError> {
     let now = shared.clock.now();
     let mut read = acked;
@@ -147,7 +147,8 @@ async fn receipt(shared: &Shared, phone: Phone, acked: Cursor, after: Cursor) ->
         let mut records = smallvec::SmallVec::new();
         for row in page.rows {
             read.advance(row.position);
-            if !after.covers(row.position) || row.expires_at.is_some_and(|at| at <= now) {
+            let was_left_out = shared.cancelled.covers(row.id) || row.expires_at.is_some_and(|at| at <= now);
+            if was_left_out || !after.covers(row.position) {
                 continue;
             }
             let Ok(message) = message::decode::<Message>(&shared.codecs, &row.value).await else { continue };

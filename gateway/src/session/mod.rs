@@ -175,15 +175,16 @@ impl<S: Io> Session<S> {
 
     fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
         let now = self.shared.clock.now();
-        let meters = &self.shared.meters;
+        let (shared, meters) = (&self.shared, &self.shared.meters);
         for hint in hints {
             match (hint, &mut self.recipient) {
-                (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(&ready, now, frames) {
+                (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(shared, &ready, now, frames) {
                     Taken::Sent => {
                         meters.sent_by_hint.increment(1);
                         meters.delivery_seconds.record(now.millis_since(ready.accepted_at).max(0) as f64 / 1_000.0);
                     }
                     Taken::Expired => meters.expired.increment(1),
+                    Taken::Cancelled => meters.cancelled.increment(1),
                     Taken::Dropped => {}
                 },
                 (Hint::Status(json), None) => frames.text(|bytes| bytes.extend_from_slice(&json)),

@@ -20,6 +20,8 @@ pub(super) enum Taken {
     Sent,
     /// Its time has passed; the cursor moved on.
     Expired,
+    /// Its sender took it back; the cursor moved on.
+    Cancelled,
     /// Sent before, or to be found in the stream.
     Dropped,
 }
@@ -44,7 +46,7 @@ pub(crate) struct Window {
 /// A phone's session and its stream.
 pub(super) struct Recipient {
     pub(super) phone: Phone,
-    /// Everything up to it was sent, or skipped because its time had passed.
+    /// Everything up to it was sent, or skipped because its time had passed or its sender had taken it back.
     pub(super) sent: Cursor,
     pub(super) window: Window,
     /// There may be something in the stream that was not sent; hints are dropped until the head is reached.
@@ -144,7 +146,7 @@ impl Recipient {
 
     /// Sends a hint if it is the next of its lane; drops one that was sent; anything else makes the session read its
     /// stream.
-    pub(super) fn take_hint(&mut self, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
+    pub(super) fn take_hint(&mut self, shared: &Shared, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
         if self.behind || self.sent.covers(ready.position) {
             return Taken::Dropped;
         }
@@ -152,7 +154,7 @@ impl Recipient {
             self.behind = true;
             return Taken::Dropped;
         }
-        self.send(ready, now, frames)
+        self.send(shared, ready, now, frames)
     }
 
     /// Whether everything before a message in its lane was sent. `sent` may stand further than the message before, where
@@ -167,8 +169,11 @@ impl Recipient {
             }
     }
 
-    fn send(&mut self, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
+    fn send(&mut self, shared: &Shared, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
         self.sent.advance(ready.position);
+        if shared.cancelled.covers(ready.subject.id) {
+            return Taken::Cancelled;
+        }
         if ready.expired(now) {
             return Taken::Expired;
         }
@@ -181,14 +186,18 @@ impl Recipient {
     pub(super) async fn take_page(&mut self, shared: &Shared, page: StreamPage, frames: &mut Frames) {
         let now = shared.clock.now();
         for row in page.rows {
-            if row.expires_at.is_some_and(|at| at <= now) {
+            let is_cancelled = shared.cancelled.covers(row.id);
+            if is_cancelled || row.expires_at.is_some_and(|at| at <= now) {
                 self.sent.advance(row.position);
-                shared.meters.expired.increment(1);
+                let meter = if is_cancelled { &shared.meters.cancelled } else { &shared.meters.expired };
+                meter.increment(1);
                 continue;
             }
             match message::decode::<Message>(&shared.codecs, &row.value).await {
                 Ok(message) => {
-                    if self.send(&Ready::new(message, row.position, Before::Unknown), now, frames) == Taken::Sent {
+                    if self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames)
+                        == Taken::Sent
+                    {
                         shared.meters.sent_by_replay.increment(1);
                     }
                 }

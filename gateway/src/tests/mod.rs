@@ -16,7 +16,7 @@ use eshaar_presence::Presence;
 use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::{Codecs, Delivery, Hint, Message, MessageHint, StatusChanged};
 use eshaar_store::{StreamRow, StreamStore};
-use eshaar_topics::{Log, NewRecord, Topic, flow};
+use eshaar_topics::{Cancelled, Log, NewRecord, Topic, flow};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -69,6 +69,7 @@ impl World {
         let codecs = Codecs::register(Arc::new(FakeRegistry::default()), &subjects).await.unwrap();
         let (log, streams) = (Arc::new(FakeLog::new()), Arc::new(FakeStreams::default()));
         let (messages, presence) = (Arc::new(FakeMessages::default()), Arc::new(LocalPresence::new(clock.clone())));
+        let cancelled = Arc::new(Cancelled::none(clock.clone()));
         let parts = Parts {
             log: Arc::clone(&log) as _,
             codecs: codecs.clone(),
@@ -76,6 +77,7 @@ impl World {
             messages: Arc::clone(&messages) as _,
             presence: Arc::clone(&presence) as _,
             credentials: Arc::new(FakeCredentials),
+            cancelled: Arc::clone(&cancelled),
             clock: clock.clone(),
         };
         let gateway = Gateway::start_with(parts, options, CancellationToken::new()).await.unwrap();

@@ -104,6 +104,40 @@ async fn no_more_than_the_window_is_under_way_and_an_ack_makes_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_taken_back_is_not_sent_from_a_hint_nor_on_replay_and_is_no_gap() {
+    let mut world = World::new().await;
+    let mut waiting = vec![];
+    for _ in 0..4 {
+        waiting.push(world.append(Lane::Normal, "waits").await);
+    }
+    world.shared.cancelled.enter(waiting[1].id);
+    world.shared.cancelled.enter(waiting[3].id);
+    let mut client = world.connect("+966501234567").await;
+    client.send(json!({"op": "hello"})).await;
+    client.expect("welcome").await;
+    assert_eq!(client.messages(2).await, [waiting[0].id, waiting[2].id]);
+    let cursor = client.expect("caught_up").await["cursor"].as_str().unwrap().to_owned();
+    assert_eq!(cursor.parse::<Cursor>().unwrap().offset(Lane::Normal), Some(waiting[3].position.offset));
+
+    let reads = world.streams.reads.load(Ordering::Relaxed);
+    let taken_back = world.append(Lane::Normal, "taken back").await;
+    world.shared.cancelled.enter(taken_back.id);
+    world.tell(&[&taken_back.hint]).await;
+    let live = world.deliver(Lane::Normal, "live").await;
+    assert_eq!(client.messages(1).await, [live.id]);
+    assert_eq!(world.streams.reads.load(Ordering::Relaxed), reads, "what is left out is no gap");
+
+    // A cursor behind what was left out is no receipt for it, and none of it comes again.
+    let mut again = world.connect("+966501234567").await;
+    again.send(json!({"op": "hello", "after": cursor})).await;
+    again.expect("welcome").await;
+    assert_eq!(again.messages(1).await, [live.id]);
+    again.expect("caught_up").await;
+    let delivered: Vec<_> = world.statuses().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(delivered, [waiting[0].id, waiting[2].id]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expired_message_is_skipped_and_the_cursor_moves_on() {
     let mut world = World::new().await;
     let expiring = |world: &World, content| {

@@ -17,7 +17,8 @@ use eshaar_schemas::{Codecs, Message};
 use eshaar_store::{MessageRow, Store};
 use eshaar_topics::embedded::EmbeddedLog;
 use eshaar_topics::{
-    AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic, embedded,
+    AppendError, Bounds, Cancelled, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
+    embedded,
 };
 use http::{HeaderMap, Method, Request, StatusCode};
 use parking_lot::Mutex;
@@ -103,6 +104,7 @@ pub struct Fixture {
     pub store: Store,
     pub codecs: Codecs,
     pub clock: Clock,
+    pub cancelled: Arc<Cancelled>,
     issuer: Issuer,
     deps: Deps,
     _dir: TempDir,
@@ -119,6 +121,7 @@ pub fn options() -> Options {
         body_timeout_s: 1,
         append_timeout_s: 1,
         request_timeout_s: 5,
+        cancellations: nonzero(3),
         bulk: BulkOptions {
             line_limit_bytes: 65_536,
             max_lines: 1_000_000,
@@ -146,7 +149,8 @@ impl Fixture {
         let store = eshaar_store::sqlite::open(store_options, clock.clone()).unwrap();
         let registry = EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap();
         let subjects =
-            [("messages.accepted-value".to_owned(), "Message"), ("message.status-value".to_owned(), "StatusChanged")];
+            [("messages.accepted", "Message"), ("message.status", "StatusChanged"), ("cancellations", "Cancellation")];
+        let subjects = subjects.map(|(topic, record)| (format!("{topic}-value"), record));
         let codecs = Codecs::register(Arc::new(registry), &subjects).await.unwrap();
         let secret = dir.path().join("secret");
         std::fs::write(&secret, "a secret of the tests, long enough for HS256").unwrap();
@@ -158,9 +162,17 @@ impl Fixture {
         };
         let issuer = Issuer::new(&auth_options).await.unwrap();
         let auth = Authenticator::new(auth_options, Arc::clone(&store.keys), clock.clone()).await.unwrap();
-        let deps = Deps { log: log.clone(), codecs: codecs.clone(), store: store.clone(), auth, clock: clock.clone() };
+        let cancelled = Arc::new(Cancelled::none(clock.clone()));
+        let deps = Deps {
+            log: log.clone(),
+            codecs: codecs.clone(),
+            store: store.clone(),
+            auth,
+            cancelled: Arc::clone(&cancelled),
+            clock: clock.clone(),
+        };
         let api = router(deps.clone(), options);
-        Self { api, log, store, codecs, clock, issuer, deps, _dir: dir }
+        Self { api, log, store, codecs, clock, cancelled, issuer, deps, _dir: dir }
     }
 
     /// The API of another process on the same engines: what this one holds in memory it does not have.

@@ -3,6 +3,7 @@
 
 mod access;
 mod bulk;
+mod cancelling;
 mod description;
 mod fixture;
 mod idempotency;

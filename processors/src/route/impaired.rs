@@ -98,6 +98,7 @@ async fn hints_go_to_every_gateway_that_was_known_and_to_all_there_can_be_where_
         log: Arc::new(engines.log.clone()),
         store: engines.store.clone(),
         presence: Arc::clone(&presence) as _,
+        cancelled: Arc::clone(&engines.cancelled),
     };
     let route = Route::new(ports, engines.codecs.clone(), engines.clock.clone(), Options::default());
     let all: Vec<u32> = (0..engines.log.partitions(Topic::Deliveries)).collect();

@@ -4,6 +4,7 @@
 //! partition is a gateway's slot), and `message.status` for what has expired. Invariants:
 //! - the row of a record is the same row whoever writes it, however often;
 //! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`]);
+//! - what was taken back, or has expired, is not appended;
 //! - it appends first and asks presence after, so that a session that registers in between reads the stream;
 //! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up.
 
@@ -25,10 +26,10 @@ use bytes::Bytes;
 use eshaar_model::{Clock, Lane, MessageId, Phone, Principal, StreamPosition, Timestamp};
 use eshaar_presence::{Presence, Slots};
 use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
-use eshaar_service::metrics::{EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
+use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
 use eshaar_store::{Store, StoreError, StreamRow};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
-use eshaar_topics::{Log, LogError, NewRecord, Outcome, Received, Stage, StageError, Topic};
+use eshaar_topics::{Cancelled, Log, LogError, NewRecord, Outcome, Received, Stage, StageError, Topic};
 use metrics::counter;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -79,6 +80,8 @@ pub struct Ports {
     pub store: Store,
     /// Who is connected where.
     pub presence: Arc<dyn Presence>,
+    /// What was taken back.
+    pub cancelled: Arc<Cancelled>,
 }
 
 /// The stage.
@@ -173,6 +176,7 @@ impl Route {
                     arrivals.push(Arrival { place, row });
                 }
                 Ok(Decision::Expired(status)) => outcomes.push(Outcome::Forward(vec![status])),
+                Ok(Decision::Cancelled) => outcomes.push(Outcome::Done),
                 Err(error) => outcomes.push(error.into()),
             }
         }
@@ -197,6 +201,10 @@ impl Route {
     fn decide(&self, record: &Received, position: StreamPosition, now: Timestamp) -> Result<Decision, Error> {
         let envelope = Envelope::read(&record.headers)?;
         let phone = envelope.to.ok_or(HeaderError { name: eshaar_topics::headers::TO })?;
+        if self.ports.cancelled.covers(envelope.id) {
+            counter!(CANCELLED, "stage" => Self::NAME).increment(1);
+            return Ok(Decision::Cancelled);
+        }
         match envelope.expires_at {
             Some(at) if at <= now => {
                 counter!(EXPIRED, "stage" => Self::NAME).increment(1);
@@ -416,6 +424,7 @@ async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Received
 enum Decision {
     Append(StreamRow),
     Expired(NewRecord),
+    Cancelled,
 }
 
 /// A record that cannot be carried on.

@@ -108,6 +108,7 @@ impl Rig {
             log: Arc::new(engines.log.clone()),
             store: Store { streams: Arc::clone(&flaky) as _, ..engines.store.clone() },
             presence: Arc::clone(&engines.presence) as _,
+            cancelled: Arc::clone(&engines.cancelled),
         };
         let route = Route::new(ports, engines.codecs.clone(), engines.clock.clone(), options);
         let next: Vec<_> = route.inputs().into_iter().map(|(topic, _)| (topic, 0)).collect();
@@ -200,6 +201,23 @@ impl Rig {
 /// Phones whose streams are of partition 0.
 fn phones() -> Vec<u32> {
     (0..10_000).filter(|phone| partition_of(message(*phone).recipient.as_bytes(), 6) == 0).take(4).collect()
+}
+
+#[tokio::test]
+async fn what_was_taken_back_is_not_appended_and_nobody_is_told() {
+    let mut rig = Rig::open(Options::default()).await;
+    let messages = [message(phones()[0]), message(phones()[0]), message(phones()[0])];
+    rig.engines.connect(&messages[0].recipient).await;
+    for message in &messages {
+        rig.enqueue(message, Lane::Normal).await;
+    }
+    rig.engines.cancelled.enter(messages[1].id);
+    rig.finish().await;
+    let stream = rig.stream(&messages[0].recipient, [0; 4]).await;
+    assert_eq!(stream, [(Lane::Normal, 0, messages[0].id), (Lane::Normal, 2, messages[2].id)]);
+    let chain: Vec<_> = rig.hints(0).await.iter().map(|(_, hint)| (hint.offset, hint.prev)).collect();
+    assert_eq!(chain, [(0, Some(-1)), (2, Some(0))]);
+    assert_eq!(rig.end(Topic::MessageStatus, 0).await, 0, "ingest has said it");
 }
 
 #[tokio::test]

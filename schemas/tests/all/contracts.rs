@@ -12,7 +12,7 @@ use eshaar_model::{MessageId, MessageType, Priority, Status};
 use eshaar_schemas::records::CONTRACTS;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{
-    Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint, Registry, RegistryError,
+    Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint, Registry, RegistryError,
     StatusChanged, StatusHint, schema_id,
 };
 use proptest::prelude::*;
@@ -174,6 +174,12 @@ impl AsValue for StatusChanged {
     }
 }
 
+impl AsValue for Cancellation {
+    fn as_value(&self) -> Value {
+        record([("id", uuid(self.id)), ("sender", text(&self.sender)), ("at", Value::TimestampMillis(self.at))])
+    }
+}
+
 impl AsValue for DeadLetter {
     fn as_value(&self) -> Value {
         let headers: HashMap<_, _> =
@@ -262,6 +268,7 @@ async fn every_field_and_symbol_is_read_alike_by_an_independent_implementation()
         holds_together(&codecs, &StatusChanged { id: id(), status, at: 5, sender, recipient, reason });
     }
     holds_together(&codecs, &dead_letter());
+    holds_together(&codecs, &Cancellation { id: id(), sender: "bank".into(), at: 1_760_000_000_000 });
 }
 
 #[test]

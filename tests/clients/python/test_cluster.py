@@ -136,6 +136,22 @@ async def test_a_repeat_at_another_api_is_the_same_message(cluster: Cluster, key
         assert contents(await phone.fetch(1, **START)) == ["once"]
 
 
+async def test_a_message_taken_back_at_one_api_is_shown_by_no_gateway(cluster: Cluster, key: str):
+    number = phone_at(cluster, 0).number
+    async with (
+        Business(cluster.of("ingest", 0).url, key) as first,
+        Business(cluster.of("ingest", 1).url, key) as second,
+    ):
+        [unwanted, _] = await first.say_all(number, ["unwanted", "wanted"])
+        await first.message(unwanted)
+        answer = await second.http.post(f"/v1/messages/{unwanted}/cancel")
+        assert answer.status_code == 200, answer.text
+        await first.reaches(unwanted, "cancelled")
+        for gateway in range(2):
+            async with await phone_at(cluster, gateway, number).connect(**START) as session:
+                assert contents((await session.until("caught_up"))[:-1]) == ["wanted"]
+
+
 def consume(topic: str, wanted: int) -> list:
     """The first so many records of a topic, by a consumer nobody here wrote."""
     consumer = Consumer({"bootstrap.servers": engine("KAFKA"), "group.id": uuid.uuid4().hex, "enable.auto.commit": False})

@@ -19,7 +19,12 @@ from phone import Phone
 from server import Server
 
 PREFIX = "eshaar."
-PUBLIC = {"messages.accepted": "Message", "message.status": "StatusChanged", "dead-letters": "DeadLetter"}
+PUBLIC = {
+    "messages.accepted": "Message",
+    "cancellations": "Cancellation",
+    "message.status": "StatusChanged",
+    "dead-letters": "DeadLetter",
+}
 
 
 @pytest.fixture

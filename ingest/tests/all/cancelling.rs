@@ -1,0 +1,148 @@
+use axum::body::Body;
+use eshaar_model::{Lane, Permission, Phone, Status, StreamPosition};
+use eshaar_schemas::{Cancellation, StatusChanged};
+use eshaar_store::{Step, StreamRow};
+use eshaar_topics::{Log as _, Topic, partitioner};
+use http::Method;
+use serde_json::json;
+
+use crate::fixture::{Answer, Fixture, NOW, PHONE, request};
+
+/// Sends a message, and has it archived.
+async fn archived(fixture: &Fixture, ttl_s: Option<u64>) -> String {
+    let key = fixture.sender().await;
+    let answer = fixture.send(&key, &json!({ "to": PHONE, "content": "a", "ttl_s": ttl_s })).await;
+    fixture.archive().await;
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+async fn cancel(fixture: &Fixture, id: &str, credential: &str) -> Answer {
+    fixture.call(request(Method::POST, &format!("/v1/messages/{id}/cancel"), credential, &[], Body::empty())).await
+}
+
+/// What the stage archive does: statuses into the store.
+async fn follow(fixture: &Fixture) {
+    let records = fixture.records(Topic::MessageStatus).await;
+    let changes = records.iter().map(|record| fixture.codecs.decode::<StatusChanged>(&record.value).unwrap());
+    let steps = changes.map(|change| Step {
+        id: change.id,
+        status: change.status,
+        at: eshaar_model::Timestamp::from_millis(change.at),
+        reason: change.reason,
+    });
+    fixture.store.messages.reach(steps.collect()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_is_taken_back_for_every_reader_and_its_status_says_so() {
+    let fixture = Fixture::new().await;
+    let (id, key) = (archived(&fixture, None).await, fixture.sender().await);
+    fixture.clock.advance_millis(5);
+    let answer = cancel(&fixture, &id, &key).await;
+    let at = NOW.plus_millis(5);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json(), json!({ "id": id, "status": "cancelled", "cancelled_at": at.to_string() }));
+
+    let cancellations = fixture.records(Topic::Cancellations).await;
+    let cancellation: Cancellation = fixture.codecs.decode(&cancellations[0].value).unwrap();
+    assert_eq!((cancellations.len(), &cancellations[0].key[..]), (1, id.as_bytes()));
+    assert_eq!((cancellation.id.to_string(), cancellation.sender.as_str()), (id.clone(), "acme"));
+    let statuses = fixture.records(Topic::MessageStatus).await;
+    let change: StatusChanged = fixture.codecs.decode(&statuses[0].value).unwrap();
+    assert_eq!((statuses.len(), &statuses[0].key[..]), (1, PHONE.as_bytes()));
+    assert_eq!((change.id.to_string(), change.status, change.at), (id.clone(), Status::Cancelled, at.as_millis()));
+
+    // Once history has followed, a repeat answers the first time and writes nothing.
+    follow(&fixture).await;
+    fixture.clock.advance_millis(5);
+    assert_eq!(cancel(&fixture, &id, &key).await.json()["cancelled_at"], at.to_string());
+    assert_eq!(fixture.records(Topic::Cancellations).await.len(), 1);
+    let path = format!("/v1/messages/{id}");
+    let message = fixture.get(&path, &key).await.json();
+    assert_eq!(message["status"], "cancelled");
+    assert_eq!(message["timeline"][1], json!({ "step": "cancelled", "at": at.to_string() }));
+    assert_eq!(fixture.get(&path, &fixture.token(PHONE)).await.problem(404), "message_not_found");
+}
+
+#[tokio::test]
+async fn nobody_but_its_sender_cancels_a_message() {
+    let fixture = Fixture::new().await;
+    let id = archived(&fixture, None).await;
+    let other = fixture.key("other", &[Permission::MessagesSend]).await;
+    let powerless = fixture.key("acme", &[Permission::Chat]).await;
+    assert_eq!(cancel(&fixture, &id, &other).await.problem(404), "message_not_found");
+    assert_eq!(cancel(&fixture, &id, &powerless).await.problem(403), "permission_missing");
+    assert_eq!(cancel(&fixture, &id, &fixture.token(PHONE)).await.problem(403), "permission_missing");
+    let unknown = "019b7600-0000-7000-8000-000000000000";
+    assert_eq!(cancel(&fixture, unknown, &fixture.sender().await).await.problem(404), "message_not_found");
+    assert!(fixture.records(Topic::Cancellations).await.is_empty());
+}
+
+#[tokio::test]
+async fn it_is_too_late_once_a_message_came_to_an_end() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let ends = [
+        (Status::Delivered, "already_delivered"),
+        (Status::Read, "already_read"),
+        (Status::Failed, "already_failed"),
+        (Status::Expired, "already_expired"),
+    ];
+    for (status, code) in ends {
+        let id = archived(&fixture, None).await;
+        let step = Step { id: id.parse().unwrap(), status, at: NOW, reason: None };
+        fixture.store.messages.reach(vec![step]).await.unwrap();
+        assert_eq!(cancel(&fixture, &id, &key).await.problem(409), code);
+    }
+    let expired_by_the_clock = archived(&fixture, Some(1)).await;
+    fixture.clock.advance_millis(1_000);
+    assert_eq!(cancel(&fixture, &expired_by_the_clock, &key).await.problem(409), "already_expired");
+    assert!(fixture.records(Topic::Cancellations).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancellation_more_than_may_stand_is_refused_and_makes_no_change() {
+    let fixture = Fixture::new().await;
+    let (id, key) = (archived(&fixture, None).await, fixture.sender().await);
+    for _ in 0..3 {
+        fixture.cancelled.enter(eshaar_model::MessageId::new(NOW));
+    }
+    let answer = cancel(&fixture, &id, &key).await;
+    assert_eq!(answer.problem(503), "cancellations_full");
+    assert!(answer.header("retry-after").is_some());
+    assert!(fixture.records(Topic::MessageStatus).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_leaves_out_what_was_taken_back_and_its_cursor_moves_on() {
+    let fixture = Fixture::new().await;
+    let phone: Phone = PHONE.parse().unwrap();
+    for _ in 0..3 {
+        archived(&fixture, None).await;
+    }
+    let accepted = fixture.accepted().await;
+    let rows: Vec<StreamRow> = accepted
+        .iter()
+        .enumerate()
+        .map(|(offset, record)| StreamRow {
+            phone,
+            position: StreamPosition { epoch: fixture.log.epoch(), lane: Lane::Normal, offset: offset as u64 },
+            id: fixture.message(record).id,
+            at: record.timestamp,
+            expires_at: None,
+            value: record.value.clone(),
+        })
+        .collect();
+    fixture.cancelled.enter(rows[1].id);
+    fixture.cancelled.enter(rows[2].id);
+    let shown = rows[0].id.to_string();
+    let partition = partitioner::partition_of(PHONE.as_bytes(), fixture.log.partitions(Topic::LaneNormal));
+    fixture.store.streams.append(partition, rows).await.unwrap();
+    let token = fixture.token(PHONE);
+    let answer = fixture.get("/v1/stream", &token).await.json();
+    let ids: Vec<_> = answer["messages"].as_array().unwrap().iter().map(|message| message["id"].clone()).collect();
+    assert_eq!((ids, &answer["gap"]), (vec![json!(shown)], &json!(null)));
+    let after = answer["cursor"].as_str().unwrap();
+    let next = fixture.get(&format!("/v1/stream?after={after}"), &token).await.json();
+    assert_eq!((&next["messages"], &next["cursor"], &next["more"]), (&json!([]), &json!(after), &json!(false)));
+}
