@@ -43,6 +43,10 @@ log.segment.delete.delay.ms=100
 log.cleaner.backoff.ms=1000
 log.cleaner.dedupe.buffer.size=4194304
 log.initial.task.delay.ms=1000
+# A broker that was killed is let in again when its session has ended: until then the controller takes it for a second one
+# of its number (9 s by default).
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
 num.network.threads=2
 num.io.threads=4
 EOF
