@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use eshaar_model::{BusinessId, Cursor, Permission, Phone};
+use eshaar_model::{BusinessId, Cursor, Permission, Phone, Rate, Timestamp};
 
 /// Business messages to mobile users, at high volume.
 #[derive(Debug, Parser)]
@@ -57,6 +57,9 @@ pub enum Command {
     /// Make the tables of the history store.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Look into what stages gave up on; send it again, or give it up for good.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
     /// Print a link that opens the console in a browser, for an hour.
     Console,
     /// Check the configuration and every engine: what would be done, what is wrong, and what to do about it.
@@ -109,6 +112,9 @@ pub enum StageArgument {
     Route,
     Archive,
     Notify,
+    Webhooks,
+    #[value(name = "dead_letter", alias = "dead-letter")]
+    DeadLetter,
     Housekeeping,
 }
 
@@ -120,6 +126,8 @@ impl StageArgument {
             Self::Route => "route",
             Self::Archive => "archive",
             Self::Notify => "notify",
+            Self::Webhooks => "webhooks",
+            Self::DeadLetter => "dead_letter",
             Self::Housekeeping => "housekeeping",
         }
     }
@@ -243,6 +251,9 @@ pub enum KeysCommand {
         /// Refused after this many days.
         #[arg(long, value_name = "DAYS")]
         expires_in_days: Option<u32>,
+        /// Most messages that may be sent with it, e.g. 100/min; s, min, h or d. Default: as many as the service takes.
+        #[arg(long, value_name = "RATE")]
+        rate: Option<Rate>,
     },
     /// List keys, without their secrets.
     List {
@@ -275,6 +286,8 @@ pub enum TopicsCommand {
     List,
     /// Print the records of a topic, decoded, and go on as they come.
     Tail(TailArguments),
+    /// Append records as they are, for repair. An embedded log must not be in use by a server.
+    Append(AppendArguments),
     /// Make what the catalogue lists in Kafka and in the schema registry, where it is not there yet. May be repeated; nothing
     /// is ever taken away.
     Apply,
@@ -308,6 +321,131 @@ pub struct TailArguments {
     /// End after this many records.
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// `eshaar topics append`
+#[derive(Debug, Args)]
+pub struct AppendArguments {
+    /// The topic, e.g. message.status.
+    pub topic: String,
+    /// The records' key.
+    #[arg(long)]
+    pub key: String,
+    /// A header of the records; may be repeated.
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    pub headers: Vec<(String, String)>,
+    /// The value, as it is; `-` for standard input.
+    #[arg(long, default_value = "-", value_name = "FILE")]
+    pub file: PathBuf,
+    /// Each line of the file is a record.
+    #[arg(long)]
+    pub lines: bool,
+}
+
+/// `eshaar dead-letters …`
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List dead letters, newest first.
+    List {
+        /// The server and the caller.
+        #[command(flatten)]
+        server: OperatorArguments,
+        /// Which ones.
+        #[command(flatten)]
+        filter: LetterFilter,
+        /// In this state only.
+        #[arg(long)]
+        state: Option<LetterStateArgument>,
+        /// At most this many.
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        limit: usize,
+    },
+    /// Show a dead letter with its content, decoded. That it was looked at is written to the audit log.
+    Show {
+        /// The server and the caller.
+        #[command(flatten)]
+        server: OperatorArguments,
+        /// Its id, as `list` shows it.
+        id: String,
+    },
+    /// Send records again to the topic that they were read from, some a second, in the background.
+    Redrive(LetterSelection),
+    /// Give records up for good.
+    Discard(LetterSelection),
+}
+
+/// Where the server is, and which operator is calling.
+#[derive(Debug, Args)]
+pub struct OperatorArguments {
+    /// The server.
+    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// API key with the permission admin. Default: the operators' key, from the data directory.
+    #[arg(long, env = "ESHAAR_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Print JSON, an object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What dead letters have in common.
+#[derive(Debug, Args)]
+pub struct LetterFilter {
+    /// Given up on by this stage.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// With this code, e.g. undecodable.
+    #[arg(long)]
+    pub code: Option<String>,
+    /// Of messages of this business.
+    #[arg(long)]
+    pub business: Option<BusinessId>,
+    /// Given up on at this time or later, e.g. 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<Timestamp>,
+    /// Given up on before this time.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Timestamp>,
+}
+
+/// `eshaar dead-letters redrive`, `eshaar dead-letters discard`
+#[derive(Debug, Args)]
+pub struct LetterSelection {
+    /// The server and the caller.
+    #[command(flatten)]
+    pub server: OperatorArguments,
+    /// Their ids, at most 100.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub ids: Vec<String>,
+    /// All that are open now, and are as the other options say.
+    #[arg(long)]
+    pub all: bool,
+    /// With --all: which ones.
+    #[command(flatten)]
+    pub filter: LetterFilter,
+    /// Wait until it is done.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// A state of a dead letter on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LetterStateArgument {
+    Open,
+    Redriven,
+    Discarded,
+}
+
+impl LetterStateArgument {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Redriven => "redriven",
+            Self::Discarded => "discarded",
+        }
+    }
 }
 
 /// `eshaar check`

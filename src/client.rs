@@ -1,11 +1,11 @@
 //! What the commands that call a server share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
-use crate::cli::ServerArguments;
+use crate::cli::{OperatorArguments, ServerArguments};
 use crate::first_start;
 
 /// The part of a problem document that is for people.
@@ -21,6 +21,17 @@ pub fn api_key(arguments: &ServerArguments, data_dir: &Path) -> anyhow::Result<S
         return Ok(key.clone());
     }
     first_start::demo_key(data_dir).context("no --api-key was given")
+}
+
+/// The API key to call with as an operator: the one given, or that of the data directory.
+pub fn operator_key(
+    arguments: &OperatorArguments,
+    data_dir: impl FnOnce() -> anyhow::Result<PathBuf>,
+) -> anyhow::Result<String> {
+    match &arguments.api_key {
+        Some(key) => Ok(key.clone()),
+        None => first_start::operator_key(&data_dir()?).context("no --api-key was given"),
+    }
 }
 
 /// The answer, or what the server's problem document says.

@@ -43,10 +43,26 @@ pub struct Config {
     pub registry: eshaar_schemas::registry::confluent::Options,
     /// The HTTP API.
     pub ingest: eshaar_ingest::Options,
+    /// How much each may send.
+    pub limits: eshaar_presence::limits::Options,
     /// The stages.
     pub stages: eshaar_processors::Options,
     /// The WebSocket gateway.
     pub gateway: eshaar_gateway::Options,
+    /// Webhooks, for all who know of them.
+    pub webhooks: Webhooks,
+}
+
+/// What signs webhooks, and where they may be.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhooks {
+    /// The master keys that secrets are made from.
+    pub key_file: PathBuf,
+    /// Whether endpoints may be reached by http, and at addresses of private networks.
+    pub allow_private: bool,
+    /// Authorities that are trusted besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Reads the configuration that `settings` name.
@@ -70,6 +86,15 @@ pub fn load_with(settings: &Settings, of_command: &[(&str, toml::Value)]) -> any
         let file = config.data_dir.join(&config.auth.jwt_secret_file);
         file.to_str().context("data_dir is not UTF-8")?.clone_into(&mut config.auth.jwt_secret_file);
     }
+    let smtp = &mut config.stages.digest.smtp;
+    for file in [&mut smtp.ca_file, &mut smtp.password_file].into_iter().flatten() {
+        *file = config.data_dir.join(&*file);
+    }
+    let webhooks = &mut config.webhooks;
+    webhooks.key_file = config.data_dir.join(&webhooks.key_file);
+    webhooks.ca_file = webhooks.ca_file.take().map(|file| config.data_dir.join(file));
+    config.stages.webhooks.allow_private = webhooks.allow_private;
+    config.stages.webhooks.ca_file.clone_from(&webhooks.ca_file);
     engines::resolve(&mut config);
     Ok(config)
 }

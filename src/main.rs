@@ -34,16 +34,21 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     // Both of rustls's providers may be compiled in by dependencies; it must be told which one to use, once.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
-        Command::Serve(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::All).await,
-        Command::Ingest(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Ingest).await,
-        Command::Processors(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Processors).await,
-        Command::Gateway(arguments) => roles::run(&cli.settings, &arguments.as_settings(), Role::Gateway).await,
+        Command::Serve(arguments) => Box::pin(roles::run(&cli.settings, &arguments.as_settings(), Role::All)).await,
+        Command::Ingest(arguments) => Box::pin(roles::run(&cli.settings, &arguments.as_settings(), Role::Ingest)).await,
+        Command::Processors(arguments) => {
+            Box::pin(roles::run(&cli.settings, &arguments.as_settings(), Role::Processors)).await
+        }
+        Command::Gateway(arguments) => {
+            Box::pin(roles::run(&cli.settings, &arguments.as_settings(), Role::Gateway)).await
+        }
         Command::Send(arguments) => commands::send::run(&cli.settings, arguments).await,
         Command::Listen(arguments) => commands::listen::run(&cli.settings, &arguments).await,
         Command::Keys(command) => commands::keys::run(&cli.settings, command).await,
         Command::Token(arguments) => commands::token::run(&cli.settings, &arguments).await,
         Command::Topics(command) => commands::topics::run(&cli.settings, command).await,
         Command::Store(command) => commands::store::run(&cli.settings, &command).await,
+        Command::DeadLetters(command) => commands::dead_letters::run(&cli.settings, command).await,
         Command::Console => commands::console::run(&cli.settings),
         Command::Check(arguments) => commands::check::run(&cli.settings, &arguments).await,
     }

@@ -181,6 +181,7 @@ impl Tokens {
             principal: Principal::Phone(phone),
             permissions: Vec::new(),
             expires_at: Some(expires_at),
+            rate: None,
             key_id: None,
         };
         Ok(Verified { identity, expires_at })

@@ -62,7 +62,7 @@ impl fmt::Debug for Minted {
     }
 }
 
-/// Makes a key. It works once `stored` is put into the store.
+/// Makes a key without a rate of its own. It works once `stored` is put into the store.
 pub fn mint(
     business: BusinessId,
     name: impl Into<String>,
@@ -78,6 +78,7 @@ pub fn mint(
         name: name.into(),
         secret_hash: hash(&secret),
         permissions,
+        rate: None,
         created_at: now,
         expires_at,
         revoked_at: None,
@@ -128,6 +129,7 @@ impl From<ApiKey> for Known {
                 principal: Principal::Business(key.business),
                 permissions: key.permissions,
                 expires_at: key.expires_at,
+                rate: key.rate,
                 key_id: Some(key.id),
             },
         }

@@ -1,15 +1,16 @@
 //! Who is calling: API keys of businesses, JWTs of mobile users. Shared by ingest and gateway.
 //!
 //! `keys` (the form of an API key, minting, looking it up) · `jwt` (what a token must hold, issuing one) · `jwks` (the
-//! public keys of an identity provider). Credentials are never logged and never part of an error.
+//! public keys of an identity provider) · `signing` (what signs webhooks). Credentials are never logged and never part of an error.
 
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
+pub mod signing;
 
 use std::sync::Arc;
 
-use eshaar_model::{Clock, Permission, Principal, Timestamp};
+use eshaar_model::{Clock, Permission, Principal, Rate, Timestamp};
 use eshaar_store::KeyStore;
 use serde::Deserialize;
 
@@ -25,6 +26,8 @@ pub struct Identity {
     pub permissions: Vec<Permission>,
     /// Refused from then on.
     pub expires_at: Option<Timestamp>,
+    /// How many messages may be sent with its key, where the key says so.
+    pub rate: Option<Rate>,
     /// The public id of the API key, for logs and limits.
     pub key_id: Option<String>,
 }
@@ -66,6 +69,12 @@ pub enum SetupError {
     /// The HS256 secret is too short to be safe (RFC 7518, 3.2).
     #[error("auth.jwt_secret_file: needs a secret of at least {} bytes, has {length}", jwt::SECRET_BYTES)]
     ShortSecret {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A key that signs webhooks is too short to be safe.
+    #[error("webhooks.key_file: a key needs at least {} bytes, has {length}", signing::KEY_BYTES)]
+    ShortSigningKey {
         /// Its length in bytes.
         length: usize,
     },

@@ -1,13 +1,15 @@
 //! The HTTP API: it takes messages in, and tells of them.
 //!
 //! A submission goes, in this order: `context` (who asks, joined to which trace) → `body` (bounded bytes) → `submit`
-//! (parsed, validated, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
+//! (parsed, validated, let in by `admission`, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
 //! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` and `cancel` move a
-//! status on.
+//! status on. `webhooks` are where businesses are told. `admin` is for operators: dead letters, and the audit log.
 //!
 //! Ingest accepts; it delivers nothing, and writes no history: that follows from the log.
 //! `console` is a page that calls all of this as any client does.
 
+mod admin;
+mod admission;
 mod body;
 mod bulk;
 mod caller;
@@ -27,17 +29,21 @@ mod stream;
 mod submit;
 mod unread;
 mod view;
+mod webhooks;
 
 use std::sync::Arc;
 
 use eshaar_auth::Authenticator;
+use eshaar_auth::signing::SigningKeys;
 use eshaar_model::Clock;
+use eshaar_presence::depths::Depths;
+use eshaar_presence::limits::Limiter;
 use eshaar_schemas::Codecs;
 use eshaar_store::Store;
 use eshaar_topics::{Cancelled, Log};
 
 pub use openapi::document as openapi_document;
-pub use options::{BulkOptions, Options};
+pub use options::{BulkOptions, Options, QueueOptions};
 pub use router::router;
 
 /// What the API rests on.
@@ -51,10 +57,24 @@ pub struct Deps {
     pub store: Store,
     /// Who may call.
     pub auth: Authenticator,
+    /// What signs webhooks.
+    pub signing: SigningKeys,
+    /// Whether webhooks may be reached by http, and at addresses of private networks (`webhooks.allow_private`).
+    pub private_webhooks: bool,
     /// What was taken back: it is not shown to its recipient.
     pub cancelled: Arc<Cancelled>,
+    /// How much each may send.
+    pub limits: Arc<Limiter>,
+    /// How much waits to be delivered.
+    pub depths: Arc<dyn Depths>,
     /// The present.
     pub clock: Clock,
+}
+
+/// Sees to the dead letters that operators asked to have redriven or discarded, until `shutdown`. To be run beside the
+/// [`router()`]; another process's does as well.
+pub async fn redriver(deps: Deps, options: &Options, shutdown: tokio_util::sync::CancellationToken) {
+    admin::redriver::run(deps, options.redrives_per_s.get(), shutdown).await;
 }
 
 /// What every handler has.
@@ -66,6 +86,7 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) ids: submit::Ids,
     pub(crate) claims: idempotency::Claims,
+    pub(crate) admission: admission::Admission,
     /// Bulk requests that may still begin.
     pub(crate) bulk_slots: Arc<tokio::sync::Semaphore>,
 }
@@ -73,8 +94,10 @@ pub(crate) struct Inner {
 impl App {
     pub(crate) fn new(deps: Deps, options: Options) -> Self {
         let claims = idempotency::Claims::new(Arc::clone(&deps.store.claims));
+        let (limits, depths) = (Arc::clone(&deps.limits), Arc::clone(&deps.depths));
+        let admission = admission::Admission::new(limits, depths, &options.queue, options.bulk.patience());
         let bulk_slots = Arc::new(tokio::sync::Semaphore::new(options.bulk.concurrent.get()));
-        Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, bulk_slots }))
+        Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, admission, bulk_slots }))
     }
 }
 

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use eshaar_model::{BusinessId, Lane, MessageId, MessageType, Permission, Phone, Status, Timestamp};
+use eshaar_model::{Lane, MessageId, MessageType, Permission, Phone, Status, Timestamp};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::SentQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -55,12 +55,15 @@ pub(crate) async fn send(
     Extension(origin): Extension<Origin>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
-    let answered = submit(&app, &caller, &origin, &headers, body).await;
+) -> Response {
+    let mut limits = HeaderMap::new();
+    let answered = submit(&app, &caller, &origin, &headers, body, &mut limits).await;
     if let Err(problem) = &answered {
         metrics::counter!(names::INGEST_REJECTED, "code" => problem.code).increment(1);
     }
-    answered
+    let mut response = answered.into_response();
+    response.headers_mut().extend(limits);
+    response
 }
 
 async fn submit(
@@ -69,6 +72,7 @@ async fn submit(
     origin: &Origin,
     headers: &HeaderMap,
     body: Body,
+    limits: &mut HeaderMap,
 ) -> Result<Response, Problem> {
     let business = caller.business_with(Permission::MessagesSend)?;
     let key = idempotency::of(headers)?;
@@ -76,30 +80,28 @@ async fn submit(
     let draft = submit::parse(&body, Form::Single, app.options.json_depth)?;
     let sender = Sender { business: business.as_str(), origin };
     let Some(key) = key else {
+        admit(app, caller, limits).await?;
         let id = app.ids.mint(app.deps.clock.now());
         return produce(app, sender, draft, id).await.map(|answer| accepted(answer, false));
     };
-    submit_once(app, business, sender, key, &body, draft).await
-}
-
-/// A submission with an Idempotency-Key.
-async fn submit_once(
-    app: &App,
-    business: &BusinessId,
-    sender: Sender<'_>,
-    key: String,
-    body: &[u8],
-    draft: Draft,
-) -> Result<Response, Problem> {
+    let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
-    let hash = idempotency::hash_of("POST /v1/messages", body);
     let held = match app.claims.claim(business, key, hash, app.ids.mint(now), now).await? {
+        // What was accepted before is not counted again.
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
     };
+    admit(app, caller, limits).await?;
     let answer = produce(app, sender, draft, held.id).await?;
     app.claims.answered(&held, answer.clone()).await;
     Ok(accepted(answer, held.repeat))
+}
+
+/// Lets one message in; what its sender may send is told in `limits`.
+async fn admit(app: &App, caller: &Caller, limits: &mut HeaderMap) -> Result<(), Problem> {
+    let admitted = app.admission.one(&caller.0).await;
+    *limits = admitted.headers;
+    admitted.refusal.map_or(Ok(()), Err)
 }
 
 async fn produce(app: &App, sender: Sender<'_>, draft: Draft, id: MessageId) -> Result<Bytes, Problem> {

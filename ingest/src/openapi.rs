@@ -15,7 +15,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
 use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
 
-use crate::{App, bulk, cancel, messages, read, stream};
+use crate::{App, admin, bulk, cancel, messages, read, stream, webhooks};
 
 /// Of a bulk request.
 pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
@@ -26,7 +26,7 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
      {\"accepted\":1,\"rejected\":1}\n";
 
 /// What an operation may answer besides what it is for: its name, and these.
-const PROBLEMS: [(&str, &[u16]); 7] = [
+const PROBLEMS: [(&str, &[u16]); 19] = [
     ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 404, 500, 503]),
@@ -34,6 +34,18 @@ const PROBLEMS: [(&str, &[u16]); 7] = [
     ("mark_read", &[400, 401, 403, 404, 500, 503]),
     ("cancel_message", &[400, 401, 403, 404, 409, 500, 503]),
     ("read_stream", &[400, 401, 403, 500, 503]),
+    ("make_webhook", &[400, 401, 403, 408, 409, 413, 415, 500, 503]),
+    ("list_webhooks", &[400, 401, 403, 500, 503]),
+    ("delete_webhook", &[400, 401, 403, 404, 500, 503]),
+    ("enable_webhook", &[400, 401, 403, 404, 500, 503]),
+    ("rotate_webhook_secret", &[400, 401, 403, 404, 500, 503]),
+    ("list_dead_letters", &[400, 401, 403, 500, 503]),
+    ("show_dead_letter", &[400, 401, 403, 404, 500, 503]),
+    ("redrive_dead_letters", &[400, 401, 403, 404, 408, 409, 413, 415, 500, 503]),
+    ("discard_dead_letters", &[400, 401, 403, 404, 408, 409, 413, 415, 500, 503]),
+    ("list_dead_letter_tasks", &[400, 401, 403, 500, 503]),
+    ("get_dead_letter_task", &[400, 401, 403, 404, 500, 503]),
+    ("read_audit", &[400, 401, 403, 500, 503]),
 ];
 
 #[derive(utoipa::OpenApi)]
@@ -43,10 +55,19 @@ const PROBLEMS: [(&str, &[u16]); 7] = [
         description = "Delivers messages of businesses to mobile users. Every error is `application/problem+json` with \
                        a stable `code`; every answer has an `X-Correlation-Id`."
     ),
-    paths(messages::send, messages::list, messages::get, bulk::send, read::mark, cancel::cancel, stream::read),
+    paths(
+        messages::send, messages::list, messages::get, bulk::send, read::mark, cancel::cancel, stream::read,
+        webhooks::make, webhooks::list, webhooks::delete, webhooks::enable, webhooks::rotate,
+        admin::letters::list, admin::letters::show, admin::work::redrive, admin::work::discard, admin::work::list,
+        admin::work::get, admin::audit::list
+    ),
     components(schemas(Submission, ProblemDocument)),
     security(("api_key" = []), ("token" = [])),
-    tags((name = "messages", description = "Sending messages, and seeing what became of them")),
+    tags(
+        (name = "messages", description = "Sending messages, and seeing what became of them"),
+        (name = "webhooks", description = "Being told, by signed requests, what becomes of your messages"),
+        (name = "operators", description = "Dead letters and the audit log; for keys with the permission `admin`")
+    ),
     modifiers(&Shared)
 )]
 struct Document;
@@ -162,6 +183,15 @@ pub(crate) struct IdempotencyKey {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct WebhookIdPath {
+    /// The webhook.
+    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
 pub(crate) struct MessageIdPath {
     /// The message.
     #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
@@ -197,6 +227,117 @@ pub(crate) struct StreamQuery {
     #[param(pattern = "^[A-Za-z0-9_-]{7,80}$", nullable = false)]
     after: Option<String>,
     /// Most messages of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
+}
+
+/// What became of a dead letter.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes a field")]
+pub(crate) enum DeadLetterState {
+    Open,
+    Redriven,
+    Discarded,
+}
+
+/// Which dead letters: either `ids` or `filter`.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what `admin` reads")]
+pub(crate) struct DeadLetterSelection {
+    /// These.
+    #[schema(min_items = 1, max_items = 100, nullable = false)]
+    ids: Option<Vec<String>>,
+    /// All that are open when it is asked for, and are as the filter says; `{}` is every one.
+    #[schema(nullable = false)]
+    filter: Option<DeadLetterFilter>,
+}
+
+/// What dead letters have in common.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what `admin` reads")]
+pub(crate) struct DeadLetterFilter {
+    #[schema(min_length = 1, max_length = 64, nullable = false, example = "route")]
+    stage: Option<String>,
+    #[schema(min_length = 1, max_length = 64, nullable = false, example = "retries_exhausted")]
+    code: Option<String>,
+    #[schema(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", nullable = false, example = "acme")]
+    business: Option<String>,
+    /// Given up on at this time or later.
+    #[schema(format = DateTime, nullable = false)]
+    from: Option<String>,
+    /// Given up on before this time.
+    #[schema(format = DateTime, nullable = false)]
+    until: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct DeadLetterIdPath {
+    /// The dead letter.
+    #[param(format = "uuid", example = "0f0e0d0c-0b0a-8908-8706-050403020100")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct TaskIdPath {
+    /// The task.
+    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `admin` reads")]
+pub(crate) struct DeadLetterListQuery {
+    /// Of this stage only.
+    #[param(nullable = false, example = "route")]
+    stage: Option<String>,
+    /// With this code only.
+    #[param(nullable = false, example = "undecodable")]
+    code: Option<String>,
+    /// Of messages of this business only.
+    #[param(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", nullable = false)]
+    business: Option<String>,
+    /// In this state only.
+    #[param(inline, nullable = false)]
+    state: Option<DeadLetterState>,
+    /// Given up on at this time or later, RFC 3339.
+    #[param(format = DateTime, nullable = false)]
+    from: Option<String>,
+    /// Given up on before this time, RFC 3339.
+    #[param(format = DateTime, nullable = false)]
+    until: Option<String>,
+    /// The `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{34}$", nullable = false)]
+    cursor: Option<String>,
+    /// Most dead letters of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `admin` reads")]
+pub(crate) struct AuditListQuery {
+    /// Of this actor only.
+    #[param(nullable = false, example = "operators:4Zq0aTnB2m1x")]
+    actor: Option<String>,
+    /// Done at this time or later, RFC 3339.
+    #[param(format = DateTime, nullable = false)]
+    from: Option<String>,
+    /// Done before this time, RFC 3339.
+    #[param(format = DateTime, nullable = false)]
+    until: Option<String>,
+    /// The `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
+    cursor: Option<String>,
+    /// Most entries of the page; 50 when it is left out.
     #[param(minimum = 1, maximum = 100, nullable = false)]
     limit: Option<u32>,
 }
@@ -251,7 +392,7 @@ fn problem(status: u16) -> utoipa::openapi::Response {
         400 => "A field, a parameter, a header or the JSON is wrong; `field` says which",
         401 => "No credential, or one that is wrong, expired or revoked",
         403 => "The credential does not allow this",
-        404 => "There is no such message, or it is not yours",
+        404 => "There is no such thing, or it is not yours",
         408 => "The body came too slowly",
         409 => "The first request with this Idempotency-Key is still under way; or it is too late: `code` says which",
         413 => "The body is too large",

@@ -1,6 +1,6 @@
 //! The limits of the HTTP API that an operator may change.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,8 +22,22 @@ pub struct Options {
     /// Most cancellations that may stand at a time, since every process keeps them in memory, about 20 bytes each: 4000000.
     /// One more is answered 503.
     pub cancellations: NonZeroUsize,
+    /// Most dead letters that this process redrives in a second: 50.
+    pub redrives_per_s: NonZeroU32,
+    /// How much may wait to be delivered.
+    pub queue: QueueOptions,
     /// Limits of `POST /v1/messages/bulk`.
     pub bulk: BulkOptions,
+}
+
+/// Most messages that may wait to be delivered, in all processes. Past them new ones are answered 503 until a fifth is gone.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueOptions {
+    /// In the lanes high, normal and low: 10000.
+    pub interactive: NonZeroU64,
+    /// In the bulk lane: 1000000.
+    pub bulk: NonZeroU64,
 }
 
 /// Limits of `POST /v1/messages/bulk`.
@@ -44,6 +58,9 @@ pub struct BulkOptions {
     pub answer_batches: NonZeroUsize,
     /// How long a client may neither send nor read, in seconds: 30.
     pub stall_timeout_s: u64,
+    /// How long an upload waits where its sender's rate or the queue has no room for its next line, in seconds: 30. Then the
+    /// lines that were read and not accepted are refused.
+    pub patience_s: u64,
     /// Most bulk requests at a time, in this process: 32. Further ones are answered 503.
     pub concurrent: NonZeroUsize,
 }
@@ -63,6 +80,10 @@ impl Options {
 }
 
 impl BulkOptions {
+    pub(crate) const fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience_s)
+    }
+
     pub(crate) const fn stall_timeout(&self) -> Duration {
         Duration::from_secs(self.stall_timeout_s)
     }

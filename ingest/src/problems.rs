@@ -4,7 +4,7 @@ use eshaar_auth::AuthError;
 use eshaar_model::{Permission, Status};
 use eshaar_schemas::{DecodeError, EncodeError, RegistryError};
 use eshaar_service::Problem;
-use eshaar_store::StoreError;
+use eshaar_store::{LetterState, StoreError};
 use eshaar_topics::AppendError;
 use http::StatusCode;
 
@@ -57,6 +57,47 @@ pub(crate) fn too_late_to_cancel(status: Status) -> Problem {
 pub(crate) fn cancellations_full(limit: usize) -> Problem {
     let detail = format!("{limit} cancellations stand already, which is the most at a time; this one was not made");
     unavailable("cancellations_full", detail)
+}
+
+pub(crate) fn dead_letter_not_found() -> Problem {
+    let detail = "there is no dead letter of this id, or it is kept no longer: they are, for 7 days";
+    Problem::new(StatusCode::NOT_FOUND, "dead_letter_not_found", detail)
+}
+
+pub(crate) fn dead_letter_settled(state: LetterState) -> Problem {
+    Problem::new(StatusCode::CONFLICT, "dead_letter_settled", format!("the dead letter is {state} already"))
+}
+
+pub(crate) fn redrive_limit(most: u32) -> Problem {
+    let detail = format!("the record was redriven {most} times and died each time, which is the most; discard it");
+    Problem::new(StatusCode::CONFLICT, "redrive_limit", detail)
+}
+
+pub(crate) fn task_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "task_not_found", "there is no task of this id, or it is kept no longer")
+}
+
+pub(crate) fn letter_selection() -> Problem {
+    let detail = "must be either {\"ids\": […]}, or {\"filter\": {…}} with any of stage, code, business, from and until, \
+                  each a string";
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_selection", detail)
+}
+
+pub(crate) fn webhook_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "webhook_not_found", "you have no webhook of this id")
+}
+
+pub(crate) fn too_many_webhooks(most: usize) -> Problem {
+    let detail = format!("you have {most} webhooks, which are the most; delete one first");
+    Problem::new(StatusCode::CONFLICT, "too_many_webhooks", detail)
+}
+
+pub(crate) fn webhooks_unavailable() -> Problem {
+    unavailable("webhooks_unavailable", "no key is configured here that secrets of webhooks are made from")
+}
+
+pub(crate) fn webhook_busy() -> Problem {
+    unavailable("webhook_busy", "others change this webhook at the same time; repeat the request")
 }
 
 pub(crate) fn no_such_path() -> Problem {

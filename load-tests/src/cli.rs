@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 
 use crate::cluster::{self, Cluster};
 use crate::drive::{Target, drive};
@@ -92,10 +92,13 @@ struct TargetArgs {
     /// Start this `eshaar` binary on a free port with a data directory of its own, and kill it at the end.
     #[arg(long, value_name = "PROGRAM", conflicts_with = "url", required_unless_present = "url")]
     spawn: Option<PathBuf>,
-    /// Start two processes of each role instead of one server, on the real engines that `scripts/engines start DIR` has
+    /// Start processes of each role instead of one server, on the real engines that `scripts/engines start DIR` has
     /// started.
     #[arg(long, value_name = "DIR", requires = "spawn", conflicts_with = "data_dir")]
     engines: Option<PathBuf>,
+    /// Processes of each role.
+    #[arg(long, value_name = "N", requires = "engines", default_value_t = 2, value_parser = value_parser!(u8).range(1..=8))]
+    of_each: u8,
     /// Data directory of the spawned server, kept at the end. Without it: a temporary one.
     #[arg(long, value_name = "DIR", requires = "spawn")]
     data_dir: Option<PathBuf>,
@@ -194,7 +197,8 @@ impl TargetArgs {
             let (program, settings) =
                 (program.clone(), scenario_settings.iter().chain(&self.settings).cloned().collect());
             if let Some(engines) = self.engines.clone() {
-                let cluster = Cluster::start(cluster::Options { program, engines, settings }).await?;
+                let of_each = usize::from(self.of_each);
+                let cluster = Cluster::start(cluster::Options { program, engines, of_each, settings }).await?;
                 return Ok(Target { access: cluster.access()?, spawned: Some(Spawned::Cluster(Arc::new(cluster))) });
             }
             let options = server::Options { program, data_dir: self.data_dir.clone(), settings };

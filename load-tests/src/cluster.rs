@@ -16,12 +16,9 @@ use tokio::sync::Mutex;
 use crate::http_client::{Endpoint, Endpoints};
 use crate::process::Process;
 use crate::run::Access;
-use crate::server::{read, temporary_dir};
+use crate::server::{UNLIMITED, read, temporary_dir};
 use crate::token::Minter;
 use crate::watch;
-
-/// Processes of each role.
-pub const OF_EACH: usize = 2;
 
 /// A role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -61,6 +58,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Where `scripts/engines start` put its engines.
     pub engines: PathBuf,
+    /// Processes of each role.
+    pub of_each: usize,
     /// `key=value` settings of every process.
     pub settings: Vec<String>,
 }
@@ -103,7 +102,7 @@ impl Member {
 }
 
 impl Cluster {
-    /// Makes tables, topics and a key, and starts [`OF_EACH`] processes of each role.
+    /// Makes tables, topics and a key, and starts as many processes of each role as the options say.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let dir = temporary_dir()?;
         let engines = Engines::read(&options.engines)?;
@@ -116,7 +115,7 @@ impl Cluster {
         let mut members = Vec::new();
         let (mut ingest, mut gateways) = (Vec::new(), Vec::new());
         for role in Role::ALL {
-            for number in 0..OF_EACH {
+            for number in 0..options.of_each {
                 let process = start(&options, dir.path(), role, number).await?;
                 match role {
                     Role::Ingest => ingest.push(process.endpoint().clone()),
@@ -126,7 +125,7 @@ impl Cluster {
                 members.push(Member::new(role, process));
             }
         }
-        let joined = SyncMutex::new(OF_EACH);
+        let joined = SyncMutex::new(options.of_each);
         Ok(Self { options, dir, ingest, gateways, api_key: api_key.trim().to_owned(), members, joined })
     }
 
@@ -153,7 +152,7 @@ impl Cluster {
 
     fn member(&self, role: Role, number: usize) -> anyhow::Result<&Member> {
         let mut of_role = self.members.iter().filter(|member| member.role == role);
-        of_role.nth(number).with_context(|| format!("there are only {OF_EACH} processes of {role}"))
+        of_role.nth(number).with_context(|| format!("there are only {} processes of {role}", self.options.of_each))
     }
 
     /// Kills a process with SIGKILL, and starts it again after a while.
@@ -245,7 +244,8 @@ impl Engines {
 
 fn shared_arguments(options: &Options, dir: &Path) -> Vec<String> {
     let (dir, file) = (dir.display().to_string(), dir.join("eshaar.toml").display().to_string());
-    let settings = options.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]);
+    let settings = std::iter::once(UNLIMITED).chain(options.settings.iter().map(String::as_str));
+    let settings = settings.flat_map(|setting| ["--set".to_owned(), setting.to_owned()]);
     ["--data-dir".to_owned(), dir, "--config".to_owned(), file].into_iter().chain(settings).collect()
 }
 

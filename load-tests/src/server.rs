@@ -11,6 +11,9 @@ use crate::process::Process;
 use crate::run::Access;
 use crate::token::Minter;
 
+/// What is measured is what the service can, and not what it is told to let through.
+pub const UNLIMITED: &str = "limits.whole=";
+
 /// How to start a server.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -18,7 +21,7 @@ pub struct Options {
     pub program: PathBuf,
     /// Where its data goes; `None`: a new directory that is removed at the end.
     pub data_dir: Option<PathBuf>,
-    /// `key=value` settings.
+    /// `key=value` settings, after [`UNLIMITED`].
     pub settings: Vec<String>,
 }
 
@@ -41,7 +44,8 @@ impl Server {
         let data_dir = named.context("no data directory")?.to_owned();
         std::fs::create_dir_all(&data_dir).with_context(|| format!("making {}", data_dir.display()))?;
         let mut arguments = vec!["serve".to_owned(), "--data-dir".to_owned(), data_dir.display().to_string()];
-        arguments.extend(options.settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]));
+        let settings = std::iter::once(UNLIMITED.to_owned()).chain(options.settings);
+        arguments.extend(settings.flat_map(|setting| ["--set".to_owned(), setting]));
         let process = Process::start(&options.program, arguments, data_dir.join("server.log")).await?;
         Ok(Self { process, data_dir, _temporary: temporary })
     }

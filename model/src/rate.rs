@@ -63,7 +63,9 @@ impl Rate {
 
 /// The text is no rate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("expected a rate such as 100/min (a number of 1 or more, and s, min, h or d), got {length} characters that are not one")]
+#[error(
+    "expected a rate such as 100/min (a number of 1 or more, and s, min, h or d), got {length} characters that are not one"
+)]
 pub struct RateError {
     /// Length of the refused text, in characters.
     pub length: usize,
@@ -107,7 +109,9 @@ mod tests {
 
     #[test]
     fn a_rate_is_read_as_it_is_written() {
-        for (text, count, seconds) in [("100/min", 100, 60), ("1/s", 1, 1), ("5000/h", 5_000, 3_600), ("9/d", 9, 86_400)] {
+        for (text, count, seconds) in
+            [("100/min", 100, 60), ("1/s", 1, 1), ("5000/h", 5_000, 3_600), ("9/d", 9, 86_400)]
+        {
             let rate: Rate = text.parse().unwrap();
             assert_eq!((rate.count(), rate.window().as_secs()), (count, seconds));
             assert_eq!(rate.to_string(), text);

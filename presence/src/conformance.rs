@@ -1,5 +1,8 @@
 //! What every engine of presence must do. Each engine's tests run [`all`] against itself.
 
+pub(crate) mod depths;
+pub(crate) mod limits;
+
 use std::sync::Arc;
 use std::time::Duration;
 

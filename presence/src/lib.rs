@@ -1,10 +1,13 @@
-//! Who is connected where, which gateways live, and a channel for what need not be kept.
+//! Who is connected where, which gateways live, and a channel for what need not be kept; how much each may send (`limits`),
+//! and how much waits (`depths`).
 //!
 //! Presence is a hint: a wrong answer costs a detour (the recipient's session reads its stream), never a message.
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod conformance;
+pub mod depths;
+pub mod limits;
 pub mod local;
 pub mod redis;
 

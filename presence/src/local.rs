@@ -4,6 +4,9 @@
 //! that is taken once a call. Nothing here waits. What has lapsed is never shown, and is let go of as nodes announce
 //! themselves: a slice each time.
 
+mod depths;
+mod limits;
+
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +18,8 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::broadcast;
 
+pub use self::limits::LocalLimits;
+use crate::depths::Depth;
 use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
 
 /// A power of two: a shard is chosen by the low bits of the principal's hash.
@@ -34,6 +39,8 @@ pub struct LocalPresence {
     nodes: RwLock<AHashMap<Slot, Lease>>,
     channels: Mutex<AHashMap<String, broadcast::Sender<Bytes>>>,
     sweep: AtomicUsize,
+    /// What waits in the stages, each until it lapses: some dozens at most.
+    depths: Mutex<Vec<(Depth, Timestamp)>>,
 }
 
 type Shard = AHashMap<Principal, SmallVec<[Lapsing; 1]>>;
@@ -59,6 +66,7 @@ impl LocalPresence {
             nodes: RwLock::default(),
             channels: Mutex::default(),
             sweep: AtomicUsize::new(0),
+            depths: Mutex::default(),
         }
     }
 
@@ -264,6 +272,17 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn local_presence_keeps_every_rule_of_the_port() {
         conformance::all(async || subject()).await;
+    }
+
+    #[tokio::test]
+    async fn local_depths_keep_every_rule_of_the_port() {
+        conformance::depths::all(async || {
+            let clock = Clock::manual(Timestamp::from_millis(1_760_000_000_000));
+            let depths = Arc::new(LocalPresence::new(clock.clone()));
+            let pass = Box::new(move |time: Duration| clock.advance_millis(time.as_millis() as i64));
+            conformance::depths::Subject { depths, pass }
+        })
+        .await;
     }
 
     #[tokio::test]

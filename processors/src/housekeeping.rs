@@ -1,4 +1,4 @@
-//! Lets go of what is no longer kept: rows of streams, and idempotency claims. A slice at a time, so that nobody waits for
+//! Lets go of what is no longer kept: rows of streams, idempotency claims, dead letters, tasks. A slice at a time, so that nobody waits for
 //! it; what a round does not get to is left to the next.
 
 use std::time::Duration;
@@ -39,32 +39,50 @@ pub async fn run(store: Store, clock: Clock, options: Options, shutdown: Cancell
             biased;
             () = shutdown.cancelled() => return,
             trimmed = round(&store, &clock, options.slices) => match trimmed {
-                Ok((0, 0)) => {}
-                Ok((rows, claims)) => tracing::info!(rows, claims, "let go of what is no longer kept"),
+                Ok(Gone { rows: 0, claims: 0, letters: 0, tasks: 0 }) => {}
+                Ok(Gone { rows, claims, letters, tasks }) => {
+                    tracing::info!(rows, claims, letters, tasks, "let go of what is no longer kept");
+                }
                 Err(error) => tracing::warn!(%error, "housekeeping failed; the next round goes on"),
             },
         }
     }
 }
 
-/// One round: how many rows of streams and how many claims went.
-async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<(usize, usize), StoreError> {
-    let (mut rows, mut claims) = (0, 0);
+/// How many of each went in a round.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Gone {
+    rows: usize,
+    claims: usize,
+    letters: usize,
+    tasks: usize,
+}
+
+/// One round.
+async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<Gone, StoreError> {
+    Ok(Gone {
+        rows: all(slices, || store.streams.trim(clock.now())).await?,
+        claims: all(slices, || store.claims.trim(clock.now())).await?,
+        letters: all(slices, || store.dead_letters.trim(clock.now())).await?,
+        tasks: all(slices, || store.tasks.trim(clock.now())).await?,
+    })
+}
+
+/// Slice after slice, until there is none, or there were too many.
+async fn all<F, S>(slices: usize, slice: F) -> Result<usize, StoreError>
+where
+    F: Fn() -> S,
+    S: Future<Output = Result<usize, StoreError>>,
+{
+    let mut gone = 0;
     for _ in 0..slices {
-        match store.streams.trim(clock.now()).await? {
+        match slice().await? {
             0 => break,
-            gone => rows += gone,
+            more => gone += more,
         }
         tokio::task::yield_now().await;
     }
-    for _ in 0..slices {
-        match store.claims.trim(clock.now()).await? {
-            0 => break,
-            gone => claims += gone,
-        }
-        tokio::task::yield_now().await;
-    }
-    Ok((rows, claims))
+    Ok(gone)
 }
 
 #[cfg(test)]
@@ -85,8 +103,9 @@ mod tests {
             let claim = Claim { body_hash: [0; 32], minted: Bytes::new(), answer: None, claimed_at };
             engines.store.claims.claim(&key, claim).await.unwrap();
         }
-        assert_eq!(round(&engines.store, &engines.clock, 10).await.unwrap(), (0, 1));
-        assert_eq!(round(&engines.store, &engines.clock, 10).await.unwrap(), (0, 0));
+        let gone = round(&engines.store, &engines.clock, 10).await.unwrap();
+        assert_eq!(gone, Gone { claims: 1, ..Gone::default() });
+        assert_eq!(round(&engines.store, &engines.clock, 10).await.unwrap(), Gone::default());
     }
 
     #[tokio::test]

@@ -1,32 +1,44 @@
 //! The stages, one file each, in the order of the flow: `prioritize` (to a lane) → `route` (to the recipient's stream, and
-//! to the gateways that have them) · `archive` (to the history) · `notify` (back to the sender); and `housekeeping`, which
-//! lets go of what is no longer kept.
+//! to the gateways that have them) · `archive` (to the history) · `notify` (back to the sender, live) ·
+//! `webhooks` (and by HTTP) · `dead_letter` (what
+//! the others gave up on, to the store), with the `digest` of it for administrators; and `housekeeping`, which lets go of
+//! what is no longer kept.
 //!
 //! A stage decides and has effects; reading, retrying, committing, measuring and draining are the runner's
 //! (`eshaar_topics::runner`). No stage knows an engine.
 
 pub mod archive;
+pub mod dead_letter;
+mod depth;
+pub mod digest;
 pub mod housekeeping;
 pub mod notify;
 pub mod prioritize;
 pub mod route;
 #[cfg(test)]
 mod testing;
+pub mod webhooks;
 
 use std::sync::Arc;
 
 use eshaar_model::Clock;
 use eshaar_presence::Presence;
+use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_store::Store;
+use eshaar_topics::runner::Watchdog;
 use eshaar_topics::{Cancelled, Log, Outcome, Stage, runner};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use depth::Told;
+
 pub use archive::Archive;
+pub use dead_letter::KeepDeadLetters;
 pub use notify::Notify;
 pub use prioritize::Prioritize;
 pub use route::Route;
+pub use webhooks::Webhooks;
 
 /// A stage, by its name; and housekeeping, which is run like one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -37,12 +49,22 @@ pub enum StageName {
     Route,
     Archive,
     Notify,
+    Webhooks,
+    DeadLetter,
     Housekeeping,
 }
 
 impl StageName {
     /// All of them, in the order of the flow.
-    pub const ALL: [Self; 5] = [Self::Prioritize, Self::Route, Self::Archive, Self::Notify, Self::Housekeeping];
+    pub const ALL: [Self; 7] = [
+        Self::Prioritize,
+        Self::Route,
+        Self::Archive,
+        Self::Notify,
+        Self::Webhooks,
+        Self::DeadLetter,
+        Self::Housekeeping,
+    ];
 }
 
 /// How the stages work.
@@ -57,6 +79,12 @@ pub struct Options {
     pub route: route::Options,
     /// To the history.
     pub archive: archive::Options,
+    /// Telling businesses at their webhooks.
+    pub webhooks: webhooks::Options,
+    /// What stages gave up on.
+    pub dead_letter: dead_letter::Options,
+    /// Telling administrators of it.
+    pub digest: digest::Options,
     /// What is no longer kept.
     pub housekeeping: housekeeping::Options,
 }
@@ -68,6 +96,9 @@ impl Default for Options {
             runner: runner::Options::default(),
             route: route::Options::default(),
             archive: archive::Options::default(),
+            webhooks: webhooks::Options::default(),
+            dead_letter: dead_letter::Options::default(),
+            digest: digest::Options::default(),
             housekeeping: housekeeping::Options::default(),
         }
     }
@@ -86,26 +117,59 @@ pub struct Deps {
     pub presence: Arc<dyn Presence>,
     /// What was taken back.
     pub cancelled: Arc<Cancelled>,
+    /// Makes and signs requests to webhooks.
+    pub sender: Arc<webhooks::Sender>,
     /// The present.
     pub clock: Clock,
+    /// Is told what the stages are at.
+    pub watchdog: Watchdog,
+    /// Is told how much waits.
+    pub depths: Arc<dyn Depths>,
 }
 
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
-    let Deps { log, codecs, store, presence, cancelled, clock } = deps;
-    let Options { run: names, runner, route, archive, housekeeping } = options;
-    let of_runner = runner::Deps { log: Arc::clone(&log), codecs: codecs.clone(), clock: clock.clone() };
+    let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths } = deps;
+    let Options { run: names, runner, route, archive, webhooks, dead_letter, digest, housekeeping } = options;
     let prioritize = Prioritize::new(codecs.clone(), Arc::clone(&cancelled), clock.clone());
+    let told = Told::new(prioritize.mix());
+    let of_runner = runner::Deps {
+        log: Arc::clone(&log),
+        codecs: codecs.clone(),
+        clock: clock.clone(),
+        watchdog,
+        backlogs: Arc::clone(&told) as _,
+    };
+    let epoch = log.epoch();
+    let dead_letter = KeepDeadLetters::new(store.clone(), codecs.clone(), clock.clone(), epoch, dead_letter);
+    let of_digest =
+        digest::Ports { log: Arc::clone(&log), store: store.clone(), codecs: codecs.clone(), clock: clock.clone() };
+    let of_webhooks = webhooks::Ports {
+        log: Arc::clone(&log),
+        store: Arc::clone(&store.webhooks),
+        codecs: codecs.clone(),
+        sender,
+        clock: clock.clone(),
+    };
+    let webhooks = Webhooks::new(of_webhooks, webhooks);
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
     let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), archive);
     let notify = Notify::new(presence, codecs, clock.clone());
     let chosen = |name| names.contains(&name);
     tokio::join!(
+        told.publish(&*depths, &shutdown),
         run_if(chosen(StageName::Prioritize), prioritize, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::Route), route, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::Archive), archive, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::Notify), notify, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Webhooks), webhooks, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::DeadLetter), dead_letter, &of_runner, &runner, &shutdown),
+        async {
+            if chosen(StageName::DeadLetter) {
+                digest::run(of_digest, digest, shutdown.clone()).await;
+            }
+        },
         async {
             if chosen(StageName::Housekeeping) {
                 housekeeping::run(store, clock, housekeeping, shutdown.clone()).await;
@@ -176,7 +240,7 @@ mod tests {
     use eshaar_topics::{Reader, Topic, flow};
 
     use super::*;
-    use crate::testing::{Engines, message};
+    use crate::testing::{Engines, message, sender};
 
     const PHONES: u32 = 10;
 
@@ -187,7 +251,10 @@ mod tests {
             store: engines.store.clone(),
             presence: Arc::clone(&engines.presence) as _,
             cancelled: Arc::clone(&engines.cancelled),
+            sender: sender(&webhooks::Options::default()),
             clock: engines.clock.clone(),
+            watchdog: Watchdog::new(std::time::Duration::from_mins(1)),
+            depths: Arc::clone(&engines.presence) as _,
         }
     }
 

@@ -12,7 +12,7 @@ use eshaar_model::{Clock, Principal};
 use eshaar_presence::{Presence, Slots};
 use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, StatusChanged, StatusHint};
 use eshaar_topics::flow::{self, Origin};
-use eshaar_topics::{NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
+use eshaar_topics::{NewRecord, Outcome, Received, Retries, Stage, StageError, Topic, headers};
 
 use crate::{Undecodable, decode};
 
@@ -73,6 +73,8 @@ impl Notify {
 #[async_trait]
 impl Stage for Notify {
     const NAME: &'static str = "notify";
+    /// Statuses are told in any order: a client takes the highest.
+    const RETRIES: Retries = Retries::Unordered(Topic::RETRY_NOTIFY);
     /// A receipt is no message.
     const PATIENCE: Duration = Duration::from_millis(50);
     type Partition = ();

@@ -16,17 +16,25 @@ use eshaar_topics::flow::{self, Envelope, HeaderError};
 use eshaar_topics::{Cancelled, NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
 use metrics::counter;
 
+use crate::depth::Mix;
+
 /// The stage.
 pub struct Prioritize {
     codecs: Codecs,
     cancelled: Arc<Cancelled>,
     clock: Clock,
+    mix: Arc<Mix>,
 }
 
 impl Prioritize {
     /// The stage, dropping what is among `cancelled` and what has expired by `clock`.
-    pub const fn new(codecs: Codecs, cancelled: Arc<Cancelled>, clock: Clock) -> Self {
-        Self { codecs, cancelled, clock }
+    pub fn new(codecs: Codecs, cancelled: Arc<Cancelled>, clock: Clock) -> Self {
+        Self { codecs, cancelled, clock, mix: Arc::default() }
+    }
+
+    /// How what it takes is mixed.
+    pub fn mix(&self) -> Arc<Mix> {
+        Arc::clone(&self.mix)
     }
 
     fn outcome(&self, record: &Received, now: Timestamp) -> Outcome {
@@ -71,6 +79,7 @@ impl Stage for Prioritize {
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
         let now = self.clock.now();
+        self.mix.note(batch.iter().filter_map(|record| record.headers.text(headers::LANE)?.parse().ok()));
         batch.iter().map(|record| self.outcome(record, now)).collect()
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use eshaar_auth::signing::SigningKeys;
 use eshaar_model::{Clock, Lane, MessageId, MessageType, Principal, Priority, Timestamp};
 use eshaar_presence::local::LocalPresence;
 use eshaar_presence::{Connection, Presence};
@@ -11,7 +12,7 @@ use eshaar_schemas::{Codecs, Compatibility, Message, Registry, RegistryError, Sc
 use eshaar_service::TraceContext;
 use eshaar_store::{Store, sqlite};
 use eshaar_topics::embedded::{EmbeddedLog, Options};
-use eshaar_topics::{Cancelled, LogPosition, NewRecord, Received, Topic, flow};
+use eshaar_topics::{Cancelled, LogPosition, NewRecord, Received, Record, Topic, flow};
 use tempfile::TempDir;
 
 /// The present of the tests.
@@ -46,6 +47,18 @@ pub(crate) async fn codecs() -> Codecs {
     Codecs::register(Arc::new(Ids), &subjects).await.unwrap()
 }
 
+/// What makes and signs requests to webhooks, with one key.
+pub(crate) fn sender(options: &crate::webhooks::Options) -> Arc<crate::webhooks::Sender> {
+    // Another test may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Arc::new(crate::webhooks::Sender::new(signing_keys(), options).unwrap())
+}
+
+/// One master key.
+pub(crate) fn signing_keys() -> SigningKeys {
+    SigningKeys::parse("a master key of the tests, long enough for it").unwrap()
+}
+
 /// A one-way message to the phone of that number, made at [`START`].
 pub(crate) fn message(phone: u32) -> Message {
     Message {
@@ -77,7 +90,7 @@ pub(crate) fn received(message: &Message, lane: Lane, codecs: &Codecs, (partitio
 /// A record as it is read from that place.
 pub(crate) fn at(new: NewRecord, topic: Topic, (partition, offset): (u32, u64)) -> Received {
     let position = LogPosition { topic, partition, offset };
-    Received { position, timestamp: new.timestamp, key: new.key, value: new.value, headers: new.headers }
+    Record { position, timestamp: new.timestamp, key: new.key, value: new.value, headers: new.headers }.into()
 }
 
 /// The embedded engines, on files of their own, under a clock that stands at [`START`].

@@ -76,7 +76,13 @@ fn data_dir(config: &Config) -> Finding {
 fn secrets(config: &Config) -> Finding {
     use std::os::unix::fs::PermissionsExt as _;
 
-    for file in [first_start::JWT_SECRET_FILE, first_start::CONSOLE_SECRET_FILE, first_start::DEMO_KEY_FILE] {
+    let files = [
+        first_start::JWT_SECRET_FILE,
+        first_start::CONSOLE_SECRET_FILE,
+        first_start::DEMO_KEY_FILE,
+        first_start::OPERATOR_KEY_FILE,
+    ];
+    for file in files {
         let path = config.data_dir.join(file);
         let Ok(found) = std::fs::metadata(&path) else { continue };
         if found.permissions().mode() & 0o077 != 0 {

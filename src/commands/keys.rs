@@ -1,9 +1,9 @@
-//! `eshaar keys`: API keys, in the history store. The server may be running.
+//! `eshaar keys`: API keys, in the history store. The server may be running. What is changed is in the audit log first.
 
 use std::io::{Write as _, stdout};
 
-use eshaar_model::Clock;
-use eshaar_store::ApiKey;
+use eshaar_model::{AuditId, Clock, Timestamp};
+use eshaar_store::{ApiKey, AuditEntry};
 
 use crate::cli::{KeysCommand, Settings};
 use crate::config;
@@ -16,9 +16,13 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> anyhow::Result<()
     let store = engines::open_store(&config, clock.clone()).await?;
     let now = clock.now();
     match command {
-        KeysCommand::Create { business, permissions, name, expires_in_days } => {
+        KeysCommand::Create { business, permissions, name, expires_in_days, rate } => {
             let expires_at = expires_in_days.map(|days| now.plus_millis(i64::from(days) * 24 * 3600 * 1000));
-            let minted = eshaar_auth::keys::mint(business, name, permissions, expires_at, now);
+            let mut minted = eshaar_auth::keys::mint(business, name, permissions, expires_at, now);
+            minted.stored.rate = rate;
+            let ApiKey { id, business, permissions, .. } = &minted.stored;
+            let detail = serde_json::json!({"business": business, "permissions": permissions, "rate": rate, "expires_at": expires_at});
+            store.audit.append(entry(now, "keys.create", id, &detail)).await?;
             store.keys.put(minted.stored).await?;
             println!("{}", minted.text);
         }
@@ -28,12 +32,31 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> anyhow::Result<()
             }
         }
         KeysCommand::Revoke { id } => {
+            anyhow::ensure!(store.keys.get(&id).await?.is_some(), "no key has this id");
+            store.audit.append(entry(now, "keys.revoke", &id, &serde_json::json!({}))).await?;
             anyhow::ensure!(store.keys.revoke(&id, now).await?, "no key has this id");
             println!("revoked; a running server refuses it within seconds");
         }
     }
     store.engine.close().await?;
     Ok(())
+}
+
+/// Whoever runs the command, as the audit log names them.
+pub fn actor() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned());
+    format!("cli:{user}")
+}
+
+fn entry(now: Timestamp, action: &str, key: &str, detail: &serde_json::Value) -> AuditEntry {
+    AuditEntry {
+        id: AuditId::new(now),
+        actor: actor(),
+        action: action.to_owned(),
+        subject: key.to_owned(),
+        detail: detail.to_string(),
+        correlation: None,
+    }
 }
 
 fn line(key: &ApiKey) -> String {
@@ -43,5 +66,7 @@ fn line(key: &ApiKey) -> String {
         (None, Some(at)) => format!("expires {at}"),
         (None, None) => "active".to_owned(),
     };
-    format!("{}  {}  {}  {}  {}  {}", key.id, key.business, key.created_at, state, permissions.join(","), key.name)
+    let rate = key.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
+    let permissions = permissions.join(",");
+    format!("{}  {}  {}  {state}  {permissions}  {rate}  {}", key.id, key.business, key.created_at, key.name)
 }

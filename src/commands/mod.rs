@@ -1,8 +1,10 @@
 //! One file a command. They print to people; nothing else in eshaar does.
 #![allow(clippy::print_stdout, reason = "printing is what these commands are for")]
 
+pub mod append;
 pub mod check;
 pub mod console;
+pub mod dead_letters;
 pub mod keys;
 pub mod listen;
 pub mod send;

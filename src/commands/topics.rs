@@ -14,6 +14,7 @@ use eshaar_topics::embedded::ReadOnlyLog;
 use eshaar_topics::kafka::KafkaLog;
 use eshaar_topics::{Bounds, Durability, Log as _, Reader, Record, Topic};
 
+use super::append;
 use crate::cli::{Settings, TailArguments, TopicsCommand};
 use crate::config::{self, Config};
 use crate::engines::{self, Kind};
@@ -29,6 +30,9 @@ pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<
     match command {
         TopicsCommand::List => list(&config).await,
         TopicsCommand::Tail(arguments) => tail(&config, &arguments).await,
+        TopicsCommand::Append(arguments) => {
+            append::run(&config, topic_named(&config, &arguments.topic)?, &arguments).await
+        }
         TopicsCommand::Apply if config.engines == Kind::Distributed => {
             writeln!(stdout(), "{}", engines::apply_topics(&config).await?)?;
             Ok(())
@@ -153,13 +157,16 @@ async fn held(source: &Source, topic: Topic) -> anyhow::Result<u64> {
     Ok(records)
 }
 
-async fn tail(config: &Config, arguments: &TailArguments) -> anyhow::Result<()> {
-    let name = arguments.topic.strip_prefix(&config.topic_prefix).unwrap_or(&arguments.topic);
+/// The topic of that name, with or without the prefix.
+fn topic_named(config: &Config, name: &str) -> anyhow::Result<Topic> {
+    let name = name.strip_prefix(&config.topic_prefix).unwrap_or(name);
     let names = || Topic::ALL.map(Topic::name).join(", ");
-    let topic = Topic::ALL
-        .into_iter()
-        .find(|topic| topic.name() == name)
-        .with_context(|| format!("no such topic; there are {}", names()))?;
+    let found = Topic::ALL.into_iter().find(|topic| topic.name() == name);
+    found.with_context(|| format!("no such topic; there are {}", names()))
+}
+
+async fn tail(config: &Config, arguments: &TailArguments) -> anyhow::Result<()> {
+    let topic = topic_named(config, &arguments.topic)?;
     let mut source = Source::open(config).await?;
     if !source.shows(topic) {
         bail!("{topic} is kept in the server's memory alone, where this command cannot look");

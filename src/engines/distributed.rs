@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use eshaar_auth::Authenticator;
+use eshaar_auth::signing::SigningKeys;
 use eshaar_model::Clock;
+use eshaar_presence::limits::Limiter;
 use eshaar_presence::redis::RedisPresence;
 use eshaar_schemas::registry::confluent::{self, ConfluentRegistry};
 use eshaar_schemas::{Codecs, Registry};
@@ -38,12 +40,18 @@ pub async fn open(config: &Config) -> anyhow::Result<Engines> {
         let registry = Arc::clone(&registry);
         async move { registry.ping().await }
     }));
+    let redis = presence.context("Redis")?;
+    let breakers = store.engine.breaker().into_iter().chain([redis.breaker()]).collect();
     Ok(Engines {
         log: Arc::new(log),
         store,
-        presence: presence.context("Redis")?,
+        limiter: Arc::new(Limiter::shared(config.limits.clone(), Arc::clone(&redis) as _, clock.clone())),
+        depths: Arc::clone(&redis) as _,
+        breakers,
+        presence: redis,
         codecs,
         auth,
+        signing: SigningKeys::read(&config.webhooks.key_file)?,
         clock,
         registry_check,
         own_registry: None,

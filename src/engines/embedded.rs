@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use eshaar_auth::Authenticator;
+use eshaar_auth::signing::SigningKeys;
 use eshaar_model::Clock;
+use eshaar_presence::limits::Limiter;
 use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{Codecs, Registry};
@@ -37,12 +39,17 @@ pub async fn open(config: &Config) -> anyhow::Result<Engines> {
             async move { registry.subjects().await.map(drop) }
         }
     }));
+    let presence = Arc::new(LocalPresence::new(clock.clone()));
     Ok(Engines {
         log: Arc::new(log),
         store,
-        presence: Arc::new(LocalPresence::new(clock.clone())),
+        presence: Arc::clone(&presence) as _,
+        limiter: Arc::new(Limiter::local(config.limits.clone(), clock.clone())),
+        depths: presence,
+        breakers: Vec::new(),
         codecs,
         auth,
+        signing: SigningKeys::read(&config.webhooks.key_file)?,
         clock,
         registry_check,
         own_registry: Some(registry),

@@ -7,10 +7,14 @@ mod embedded;
 use std::sync::Arc;
 
 use eshaar_auth::Authenticator;
+use eshaar_auth::signing::SigningKeys;
 use eshaar_model::{Clock, Epoch, Lane};
 use eshaar_presence::Presence;
+use eshaar_presence::depths::Depths;
+use eshaar_presence::limits::Limiter;
 use eshaar_schemas::Codecs;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
+use eshaar_service::Breaker;
 use eshaar_service::health::Check;
 use eshaar_store::Store;
 use eshaar_topics::{Log, Topic};
@@ -39,10 +43,18 @@ pub struct Engines {
     pub store: Store,
     /// Who is connected where.
     pub presence: Arc<dyn Presence>,
+    /// How much each may send.
+    pub limiter: Arc<Limiter>,
+    /// How much waits.
+    pub depths: Arc<dyn Depths>,
+    /// What leaves dependencies alone after failures.
+    pub breakers: Vec<Arc<Breaker>>,
     /// Records to bytes and back.
     pub codecs: Codecs,
     /// Who is calling.
     pub auth: Authenticator,
+    /// What signs webhooks.
+    pub signing: SigningKeys,
     /// The present.
     pub clock: Clock,
     /// How the schema registry is.
@@ -77,9 +89,10 @@ pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> 
     }
 }
 
-/// The registry's subject of each topic, with the record that is on it (TopicNameStrategy).
+/// The registry's subject of each topic that has one, with the record that is on it (TopicNameStrategy).
 pub fn subjects(prefix: &str) -> Vec<(String, &'static str)> {
-    Topic::ALL.into_iter().map(|topic| (format!("{prefix}{topic}-value"), topic.spec().value.as_str())).collect()
+    let subject = |topic: Topic| topic.spec().contract().map(|contract| (format!("{prefix}{topic}-value"), contract));
+    Topic::ALL.into_iter().filter_map(subject).collect()
 }
 
 /// The epoch that the log ought to be in, where it is in an earlier one: it ends below what the store has seen of it, so it

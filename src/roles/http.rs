@@ -10,6 +10,7 @@ use eshaar_schemas::registry::http::Access;
 use eshaar_service::Health;
 use eshaar_service::health::{Check, Dependency};
 use eshaar_topics::Cancelled;
+use eshaar_topics::runner::Watchdog;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,16 @@ use crate::config::Config;
 use crate::engines::{Engines, check};
 use crate::first_start;
 
+/// What a process tells of itself.
+pub struct Signs {
+    /// Its metrics.
+    pub rendered: PrometheusHandle,
+    /// Whether its stages make progress.
+    pub watchdog: Watchdog,
+    /// Cancelled when it takes no new work.
+    pub draining: CancellationToken,
+}
+
 /// Everything that `role` answers.
 pub async fn router(
     engines: &Engines,
@@ -26,11 +37,11 @@ pub async fn router(
     config: &Config,
     role: Role,
     gateway: Option<&Gateway>,
-    rendered: PrometheusHandle,
-    draining: CancellationToken,
+    signs: Signs,
 ) -> anyhow::Result<Router> {
+    let Signs { rendered, watchdog, draining } = signs;
     let mut router = Router::new()
-        .merge(health(engines, role, draining).router())
+        .merge(health(engines, role, watchdog, draining).router())
         .route("/metrics", get(move || async move { rendered.render() }));
     if role.ingests() {
         router = router.merge(api(engines, cancelled, config).await?);
@@ -47,21 +58,14 @@ pub async fn router(
 
 /// The API; and the console, where the data directory holds the demo business's key and the secret of its links.
 async fn api(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> anyhow::Result<Router> {
-    let deps = eshaar_ingest::Deps {
-        log: engines.log.clone(),
-        codecs: engines.codecs.clone(),
-        store: engines.store.clone(),
-        auth: engines.auth.clone(),
-        cancelled: Arc::clone(cancelled),
-        clock: engines.clock.clone(),
-    };
-    let api = eshaar_ingest::router(deps, config.ingest.clone());
+    let api = eshaar_ingest::router(of_ingest(engines, cancelled, config), config.ingest.clone());
     if !first_start::has_demo(&config.data_dir) {
         return Ok(api);
     }
     let console = eshaar_ingest::console::router(eshaar_ingest::console::Deps {
         api: api.clone(),
         api_key: first_start::demo_key(&config.data_dir)?,
+        operator_key: first_start::operator_key(&config.data_dir)?,
         issuer: Arc::new(Issuer::new(&config.auth).await?),
         secret: console::secret(config)?,
         clock: engines.clock.clone(),
@@ -69,15 +73,32 @@ async fn api(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> 
     Ok(api.merge(console))
 }
 
+/// What the API rests on.
+pub fn of_ingest(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> eshaar_ingest::Deps {
+    eshaar_ingest::Deps {
+        log: engines.log.clone(),
+        codecs: engines.codecs.clone(),
+        store: engines.store.clone(),
+        auth: engines.auth.clone(),
+        signing: engines.signing.clone(),
+        private_webhooks: config.webhooks.allow_private,
+        cancelled: Arc::clone(cancelled),
+        limits: Arc::clone(&engines.limiter),
+        depths: Arc::clone(&engines.depths),
+        clock: engines.clock.clone(),
+    }
+}
+
 /// Without the log nobody can work. Without the store the API still accepts; but nobody can be let in to a stream, and no
-/// stage can settle. Presence and the registry are missed, and no more.
-fn health(engines: &Engines, role: Role, draining: CancellationToken) -> Health {
+/// stage can settle. Presence and the registry are missed, and no more. A stage that is stuck makes a process of stages
+/// alone one to be begun anew; one that does other work too is degraded, and does that.
+fn health(engines: &Engines, role: Role, watchdog: Watchdog, draining: CancellationToken) -> Health {
     let log = Arc::clone(&engines.log);
     let store = Arc::clone(&engines.store.engine);
     let presence = Arc::clone(&engines.presence);
     let registry = Arc::clone(&engines.registry_check);
     let dependency = |name, vital, check: Box<dyn Check>| Dependency { name, vital, check };
-    let dependencies = vec![
+    let mut dependencies = vec![
         dependency(
             "log",
             true,
@@ -111,5 +132,9 @@ fn health(engines: &Engines, role: Role, draining: CancellationToken) -> Health 
             }),
         ),
     ];
-    Health::new(dependencies, draining)
+    if role.processes() {
+        let progress = check(move || std::future::ready(watchdog.check()));
+        dependencies.push(dependency("stages", role == Role::Processors, progress));
+    }
+    Health::new(dependencies, draining).with_breakers(engines.breakers.clone())
 }

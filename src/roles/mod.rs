@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use eshaar_gateway::Gateway;
 use eshaar_service::{listener, metrics, shutdown, telemetry};
 use eshaar_topics::Cancelled;
+use eshaar_topics::runner::Watchdog;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -88,7 +89,7 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
         () = told_to_stop.cancelled() => return Ok(()),
     };
     let is_new = config.engines == Kind::Embedded
-        && first_start::demo_business(&config.data_dir, &*engines.store.keys, engines.clock.now()).await?;
+        && first_start::keys(&config.data_dir, &*engines.store.keys, engines.clock.now()).await?;
 
     let closed = CancellationToken::new();
     // To its end, before anything may be shown to anybody.
@@ -98,14 +99,21 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
         }
         () = told_to_stop.cancelled() => return Ok(()),
     };
-    let stages = role.processes().then(|| start_stages(&engines, &cancelled, &config));
+    let watchdog = Watchdog::new(Duration::from_millis(config.stages.runner.stuck_after_ms));
+    let stages =
+        if role.processes() { Some(start_stages(&engines, &cancelled, watchdog.clone(), &config)?) } else { None };
     let gateway = if role.holds_sockets() {
         Some(start_gateway(&engines, &cancelled, &config, address, closed.clone()).await?)
     } else {
         None
     };
-    let router =
-        http::router(&engines, &cancelled, &config, role, gateway.as_ref(), rendered, told_to_stop.clone()).await?;
+    let redriver = role.ingests().then(|| {
+        let (deps, options, closed) =
+            (http::of_ingest(&engines, &cancelled, &config), config.ingest.clone(), closed.clone());
+        tokio::spawn(async move { eshaar_ingest::redriver(deps, &options, closed).await })
+    });
+    let signs = http::Signs { rendered, watchdog, draining: told_to_stop.clone() };
+    let router = http::router(&engines, &cancelled, &config, role, gateway.as_ref(), signs).await?;
     let http = tokio::spawn({
         let (options, closed) = (config.http.clone(), closed.clone());
         async move { listener::serve(listener, router, &options, closed, GRACE).await }
@@ -121,6 +129,11 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     }
     closed.cancel();
     http.await.context("the listener failed")?;
+    if let Some(redriver) = redriver
+        && tokio::time::timeout(GRACE, redriver).await.is_err()
+    {
+        warn!("a redrive was still at work at the end of the grace period; it is gone on with");
+    }
     if let Some((stages, stop)) = stages {
         stop.cancel();
         if tokio::time::timeout(GRACE, stages).await.is_err() {
@@ -142,17 +155,26 @@ async fn keep_metrics_small(rendered: PrometheusHandle) {
 }
 
 /// Starts the stages; the token drains them.
-fn start_stages(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> (JoinHandle<()>, CancellationToken) {
+fn start_stages(
+    engines: &Engines,
+    cancelled: &Arc<Cancelled>,
+    watchdog: Watchdog,
+    config: &Config,
+) -> anyhow::Result<(JoinHandle<()>, CancellationToken)> {
+    let sender = eshaar_processors::webhooks::Sender::new(engines.signing.clone(), &config.stages.webhooks)?;
     let deps = eshaar_processors::Deps {
         log: engines.log.clone(),
         codecs: engines.codecs.clone(),
         store: engines.store.clone(),
         presence: engines.presence.clone(),
         cancelled: Arc::clone(cancelled),
+        sender: Arc::new(sender),
         clock: engines.clock.clone(),
+        watchdog,
+        depths: Arc::clone(&engines.depths),
     };
     let stop = CancellationToken::new();
-    (tokio::spawn(eshaar_processors::run(deps, config.stages.clone(), stop.clone())), stop)
+    Ok((tokio::spawn(eshaar_processors::run(deps, config.stages.clone(), stop.clone())), stop))
 }
 
 async fn start_gateway(
@@ -184,7 +206,8 @@ fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool, console
     let data_dir = config.data_dir.display();
     println!("eshaar is serving on http://{address}");
     if is_new {
-        println!("  made for you in {data_dir}: secrets, and a demo business with the API key in {data_dir}/demo-key");
+        println!("  made for you in {data_dir}: secrets, a demo business with the API key in {data_dir}/demo-key, and");
+        println!("  an operator's key in {data_dir}/operator-key");
     }
     println!(
         "

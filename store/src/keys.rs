@@ -1,7 +1,7 @@
 //! API keys: stored as hashes, found by them.
 
 use async_trait::async_trait;
-use eshaar_model::{BusinessId, Permission, Timestamp};
+use eshaar_model::{BusinessId, Permission, Rate, Timestamp};
 
 use crate::StoreError;
 
@@ -18,6 +18,8 @@ pub struct ApiKey {
     pub secret_hash: [u8; 32],
     /// What it allows.
     pub permissions: Vec<Permission>,
+    /// How many messages may be sent with it. `None`: as many as the service takes.
+    pub rate: Option<Rate>,
     /// When it was made.
     pub created_at: Timestamp,
     /// Refused from then on.

@@ -64,6 +64,11 @@ pub trait StoreEngine: Send + Sync + 'static {
     /// Whether the engine answers, for health.
     async fn ping(&self) -> Result<(), StoreError>;
 
+    /// What leaves the engine alone after failures; `None` where a failure costs nobody any time.
+    fn breaker(&self) -> Option<Arc<eshaar_service::Breaker>> {
+        None
+    }
+
     /// Ends the engine in order: what was called before is done, what is called later fails as closed. Returns when
     /// nothing of it runs any more.
     async fn close(&self) -> Result<(), StoreError>;

@@ -126,16 +126,13 @@ impl Cancelled {
         let bounds = log.bounds(Topic::Cancellations, partition).await?;
         let mut reader = log.read(Topic::Cancellations, partition, bounds.start).await?;
         while reader.next_offset() < bounds.end {
-            match timeout(STALLED, reader.ready()).await {
-                Ok(ready) => {
-                    ready?;
-                    self.take(&reader.take(BATCH));
-                }
+            if let Ok(ready) = timeout(STALLED, reader.ready()).await {
+                ready?;
+                self.take(&reader.take(BATCH));
+            } else {
                 // What stood there may have gone in the meantime.
-                Err(_) => {
-                    let start = log.bounds(Topic::Cancellations, partition).await?.start;
-                    reader = log.read(Topic::Cancellations, partition, reader.next_offset().max(start)).await?;
-                }
+                let start = log.bounds(Topic::Cancellations, partition).await?.start;
+                reader = log.read(Topic::Cancellations, partition, reader.next_offset().max(start)).await?;
             }
         }
         Ok(reader)

@@ -28,8 +28,20 @@ pub enum Topic {
     LaneNormal,
     LaneLow,
     LaneBulk,
+    RetryRoute1s,
+    RetryRoute2s,
+    RetryRoute4s,
+    RetryRoute8s,
+    RetryRoute16s,
+    RetryRoute32s,
     Deliveries,
     MessageStatus,
+    RetryNotify1s,
+    RetryNotify2s,
+    RetryNotify4s,
+    RetryNotify8s,
+    RetryNotify16s,
+    RetryNotify32s,
     DeadLetters,
 }
 
@@ -51,15 +63,27 @@ pub struct TopicSpec {
 
 impl Topic {
     /// All topics, in the order of the flow.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 21] = [
         Self::MessagesAccepted,
         Self::Cancellations,
         Self::LaneHigh,
         Self::LaneNormal,
         Self::LaneLow,
         Self::LaneBulk,
+        Self::RetryRoute1s,
+        Self::RetryRoute2s,
+        Self::RetryRoute4s,
+        Self::RetryRoute8s,
+        Self::RetryRoute16s,
+        Self::RetryRoute32s,
         Self::Deliveries,
         Self::MessageStatus,
+        Self::RetryNotify1s,
+        Self::RetryNotify2s,
+        Self::RetryNotify4s,
+        Self::RetryNotify8s,
+        Self::RetryNotify16s,
+        Self::RetryNotify32s,
         Self::DeadLetters,
     ];
 
@@ -72,11 +96,43 @@ impl Topic {
             Self::LaneNormal => "lane.normal",
             Self::LaneLow => "lane.low",
             Self::LaneBulk => "lane.bulk",
+            Self::RetryRoute1s => "retry.route.1s",
+            Self::RetryRoute2s => "retry.route.2s",
+            Self::RetryRoute4s => "retry.route.4s",
+            Self::RetryRoute8s => "retry.route.8s",
+            Self::RetryRoute16s => "retry.route.16s",
+            Self::RetryRoute32s => "retry.route.32s",
             Self::Deliveries => "deliveries",
             Self::MessageStatus => "message.status",
+            Self::RetryNotify1s => "retry.notify.1s",
+            Self::RetryNotify2s => "retry.notify.2s",
+            Self::RetryNotify4s => "retry.notify.4s",
+            Self::RetryNotify8s => "retry.notify.8s",
+            Self::RetryNotify16s => "retry.notify.16s",
+            Self::RetryNotify32s => "retry.notify.32s",
             Self::DeadLetters => "dead-letters",
         }
     }
+
+    /// Where `route` waits to try again, one topic a delay of [`eshaar_model::retry::DELAYS`].
+    pub const RETRY_ROUTE: [Self; 6] = [
+        Self::RetryRoute1s,
+        Self::RetryRoute2s,
+        Self::RetryRoute4s,
+        Self::RetryRoute8s,
+        Self::RetryRoute16s,
+        Self::RetryRoute32s,
+    ];
+
+    /// Where `notify` waits to try again.
+    pub const RETRY_NOTIFY: [Self; 6] = [
+        Self::RetryNotify1s,
+        Self::RetryNotify2s,
+        Self::RetryNotify4s,
+        Self::RetryNotify8s,
+        Self::RetryNotify16s,
+        Self::RetryNotify32s,
+    ];
 
     /// The topic of a lane.
     pub const fn of_lane(lane: eshaar_model::Lane) -> Self {
@@ -102,6 +158,17 @@ impl Topic {
     /// What the catalogue says of it.
     pub fn spec(self) -> &'static TopicSpec {
         &CATALOGUE.topics[self as usize]
+    }
+}
+
+/// What the catalogue says of a value whose bytes were written to another topic.
+const AS_IT_WAS: &str = "as it was";
+
+impl TopicSpec {
+    /// The record on it, whose schema is the topic's subject in the registry; `None` where values are bytes of another
+    /// topic, which name the schema that they were written with there.
+    pub fn contract(&self) -> Option<&str> {
+        (self.value != AS_IT_WAS).then_some(self.value.as_str())
     }
 }
 
@@ -166,9 +233,21 @@ mod tests {
     #[test]
     fn topics_that_are_read_together_have_equal_partition_counts() {
         let lanes = Topic::ALL.into_iter().filter(|topic| topic.lane().is_some());
-        for topic in lanes.chain([Topic::MessageStatus]) {
+        let retries = Topic::RETRY_ROUTE.into_iter().chain(Topic::RETRY_NOTIFY);
+        for topic in lanes.chain([Topic::MessageStatus]).chain(retries) {
             assert_eq!(topic.spec().partitions, Topic::MessagesAccepted.spec().partitions, "{topic}");
         }
+    }
+
+    #[test]
+    fn a_retry_topic_names_its_stage_and_delay_and_has_no_schema_of_its_own() {
+        for (stage, topics) in [("route", Topic::RETRY_ROUTE), ("notify", Topic::RETRY_NOTIFY)] {
+            for (topic, delay) in topics.into_iter().zip(eshaar_model::retry::DELAYS) {
+                assert_eq!(topic.name(), format!("retry.{stage}.{}s", delay.as_secs()));
+                assert_eq!(topic.spec().contract(), None);
+            }
+        }
+        assert_eq!(Topic::LaneHigh.spec().contract(), Some("Message"));
     }
 
     #[test]

@@ -28,8 +28,14 @@ pub const EXPIRES_MS: &str = "es-expires-ms";
 pub const ACCEPTED: &str = "es-accepted";
 /// Joins what comes from one request.
 pub const CORRELATION: &str = "es-correlation";
-/// Retries so far, decimal.
+/// On retries: how often the record has failed so far, decimal (R4.1).
 pub const ATTEMPT: &str = "es-attempt";
+/// On retries: when the record is due, in milliseconds since the Unix epoch, decimal.
+pub const DUE_MS: &str = "es-due-ms";
+/// On retries: where the record came into its stage, and when it was made: `topic:partition:offset:timestamp_ms`.
+pub const ORIGIN: &str = "es-origin";
+/// On retries: why it failed last, at most 500 bytes. Absent while it has not failed, but waits for one that has.
+pub const ERROR: &str = "es-error";
 /// How often a dead letter of it was redriven, decimal. Absent: never.
 pub const REDRIVE: &str = "es-redrive";
 

@@ -2,7 +2,7 @@
 //!
 //! Reads top-down: `catalogue` (what topics there are) → `record` (what is in them) → `log` (the port) → `embedded`
 //! and `kafka` (its engines) → `flow` (the records of the flow, made in one place) → `cancelled` (what was taken back) →
-//! `runner` (what drives a stage).
+//! `redrive` (what a dead letter is sent again as) → `runner` (what drives a stage).
 
 pub mod cancelled;
 pub mod catalogue;
@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod log;
 pub mod partitioner;
 pub mod record;
+pub mod redrive;
 pub mod runner;
 
 pub use cancelled::Cancelled;
@@ -25,4 +26,4 @@ pub use log::{
     Release, StartAt,
 };
 pub use record::{LogPosition, NewRecord, Received, Record};
-pub use runner::{Outcome, Stage, StageError};
+pub use runner::{Backlogs, Outcome, Retries, Stage, StageError};

@@ -1,7 +1,7 @@
 //! What is written to the log and read from it.
 
 use bytes::Bytes;
-use eshaar_model::Timestamp;
+use eshaar_model::{Attempt, Timestamp};
 
 use crate::{Headers, Topic};
 
@@ -48,5 +48,27 @@ pub struct Record {
     pub headers: Headers,
 }
 
-/// A record as a stage gets it from the runner.
-pub type Received = Record;
+/// A record as a stage gets it from the runner: as it came into the stage, whatever retries it has been through since.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Where it came into the stage: in one of the stage's inputs, never in a retry topic. Whatever is written of it is
+    /// keyed by this, so that each attempt writes the same.
+    pub position: LogPosition,
+    /// How often it has failed.
+    pub attempt: Attempt,
+    /// When it was made, by its writer.
+    pub timestamp: Timestamp,
+    /// Its key.
+    pub key: Bytes,
+    /// Its value, in Confluent wire format.
+    pub value: Bytes,
+    /// Its headers, without those of retries.
+    pub headers: Headers,
+}
+
+/// A record of an input, taken for the first time.
+impl From<Record> for Received {
+    fn from(Record { position, timestamp, key, value, headers }: Record) -> Self {
+        Self { position, attempt: Attempt::FIRST, timestamp, key, value, headers }
+    }
+}

@@ -62,7 +62,7 @@ impl Credentials for FakeCredentials {
         let (principal, expiry) = credential.split_once('@').unwrap_or((credential, ""));
         let principal = principal.parse().map_err(|_| AuthError::Refused("not a token"))?;
         let expires_at = expiry.parse().ok().map(Timestamp::from_millis);
-        Ok(Identity { principal, permissions: vec![], expires_at, key_id: None })
+        Ok(Identity { principal, permissions: vec![], expires_at, rate: None, key_id: None })
     }
 }
 

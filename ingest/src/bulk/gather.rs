@@ -102,7 +102,7 @@ impl Gather {
     }
 
     fn entry(&self, line: u64, text: &[u8], mut draft: Draft) -> Entry {
-        let Submission { app, business, origin, ids } = &*self.submission;
+        let Submission { app, business, origin, ids, .. } = &*self.submission;
         let now = app.deps.clock.now();
         let id = ids.map_or_else(|| app.ids.mint(now), |ids| ids.of(line, text));
         if let Some(key) = draft.idempotency_key.take() {

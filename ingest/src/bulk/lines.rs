@@ -142,6 +142,7 @@ mod tests {
         batch_lines: NonZeroUsize::MIN,
         answer_batches: NonZeroUsize::MIN,
         stall_timeout_s: 1,
+        patience_s: 0,
         concurrent: NonZeroUsize::MIN,
     };
 

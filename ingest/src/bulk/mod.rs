@@ -18,6 +18,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use eshaar_model::{BusinessId, Permission};
+use eshaar_presence::limits::Limits;
 use eshaar_service::Problem;
 use http::{HeaderMap, HeaderValue, header};
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +41,7 @@ const NDJSON: [&str; 4] = ["application/x-ndjson", "application/ndjson", "applic
 struct Submission {
     app: App,
     business: BusinessId,
+    limits: Limits,
     origin: Origin,
     /// Where the whole request has an Idempotency-Key: the ids of its lines.
     ids: Option<LineIds>,
@@ -80,13 +82,16 @@ pub(crate) async fn send(
     let ids = held.as_ref().map(|held| LineIds::new(held.id));
     let (answers, stream) = Answers::new(&app.options.bulk);
     let source = Source::new(body, encoding, &app.options.bulk);
-    let submission = Arc::new(Submission { app, business, origin, ids });
+    let limits = app.admission.bulk_limits(&caller.0);
+    let of_limits = app.admission.bulk_headers(&caller.0).await;
+    let submission = Arc::new(Submission { app, business, limits, origin, ids });
     tokio::spawn(async move {
         run(submission, source, answers).await;
         drop((slot, held));
     });
     let ndjson = [(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON[0]))];
     let mut response = (ndjson, Body::from_stream(ReceiverStream::new(stream))).into_response();
+    response.headers_mut().extend(of_limits);
     if replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }

@@ -1,4 +1,4 @@
-//! A batch of lines is claimed, appended and answered.
+//! A batch of lines is claimed, let in, appended and answered.
 
 use std::sync::Arc;
 
@@ -26,9 +26,16 @@ pub(super) struct Settle {
 /// A batch whose claims are made.
 struct Claimed {
     outcomes: Vec<Outcome>,
-    records: Vec<NewRecord>,
-    /// Claims that wait for their answer.
-    held: Vec<Held>,
+    wanting: Vec<Wanting>,
+}
+
+/// A line that is to be appended.
+struct Wanting {
+    /// Its place among the outcomes.
+    place: usize,
+    record: NewRecord,
+    /// Its claim, which waits for its answer.
+    held: Option<Held>,
 }
 
 impl Settle {
@@ -36,29 +43,42 @@ impl Settle {
         Self { submission }
     }
 
-    /// Claims, appends and answers. When the log does not take the batch its lines say so, and the upload is read no
-    /// further: what came later would overtake them.
+    /// Claims, appends as the sender's rate and the queue have room, and answers. When the log does not take lines they say
+    /// so, and the upload is read no further: what came later would overtake them.
     pub(super) async fn batch(&self, entries: Vec<Entry>, answers: &mut Answers) -> Result<(), Stop> {
-        let Claimed { mut outcomes, records, held } = self.claim(entries).await;
-        let app = &self.submission.app;
-        let count = records.len();
-        let appended = if count == 0 { Ok(Vec::new()) } else { submit::append(app, records).await };
-        match appended {
-            Ok(_) => {
-                metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::Bulk.as_str()).increment(count as u64);
-                let kept =
-                    held.iter().map(|held| app.claims.answered(held, Bytes::copy_from_slice(held.id.as_bytes())));
-                join_all(kept).await;
-                answers.send(&outcomes).await
-            }
-            Err(problem) => {
-                for (_, outcome) in outcomes.iter_mut().filter(|(_, outcome)| outcome.is_ok()) {
-                    *outcome = Err(problem.clone());
+        let Claimed { mut outcomes, mut wanting } = self.claim(entries).await;
+        let Submission { app, limits, .. } = &*self.submission;
+        let mut broken = None;
+        while !wanting.is_empty() {
+            let refused = match app.admission.some(limits, wanting.len()).await {
+                Ok(granted) => {
+                    let rest = wanting.split_off(granted.min(wanting.len()));
+                    let let_in = std::mem::replace(&mut wanting, rest);
+                    let places: Vec<usize> = let_in.iter().map(|line| line.place).collect();
+                    let Err(problem) = self.append(let_in).await else { continue };
+                    broken = Some(problem.clone());
+                    (places, problem)
                 }
-                answers.send(&outcomes).await?;
-                Err(Stop::Broken(problem))
+                Err(problem) => (Vec::new(), problem),
+            };
+            let (places, problem) = refused;
+            for place in places.into_iter().chain(wanting.drain(..).map(|line| line.place)) {
+                outcomes[place].1 = Err(problem.clone());
             }
         }
+        answers.send(&outcomes).await?;
+        broken.map_or(Ok(()), |problem| Err(Stop::Broken(problem)))
+    }
+
+    async fn append(&self, lines: Vec<Wanting>) -> Result<(), Problem> {
+        let app = &self.submission.app;
+        let (records, held): (Vec<_>, Vec<_>) = lines.into_iter().map(|line| (line.record, line.held)).unzip();
+        let count = records.len();
+        submit::append(app, records).await?;
+        metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::Bulk.as_str()).increment(count as u64);
+        let held: Vec<Held> = held.into_iter().flatten().collect();
+        join_all(held.iter().map(|held| app.claims.answered(held, Bytes::copy_from_slice(held.id.as_bytes())))).await;
+        Ok(())
     }
 
     /// Makes the claims of lines that have a key, all at once, and puts everything back into the order of the lines.
@@ -69,21 +89,18 @@ impl Settle {
         }))
         .await;
         let mut claims = claims.into_iter();
-        let mut claimed = Claimed {
-            outcomes: Vec::with_capacity(entries.len()),
-            records: Vec::with_capacity(entries.len()),
-            held: Vec::new(),
-        };
-        for entry in entries {
+        let room = entries.len();
+        let mut claimed = Claimed { outcomes: Vec::with_capacity(room), wanting: Vec::with_capacity(room) };
+        for (place, entry) in entries.into_iter().enumerate() {
             let outcome = match entry {
                 Entry::Refused { line, problem } => (line, Err(problem)),
                 Entry::Ready { line, id, record } => {
-                    claimed.records.push(record);
+                    claimed.wanting.push(Wanting { place, record, held: None });
                     (line, Ok(id))
                 }
                 Entry::Keyed { line, draft, .. } => {
                     let turn = claims.next().unwrap_or_else(|| Err(problems::internal()));
-                    (line, turn.and_then(|turn| self.keyed(turn, draft, &mut claimed)))
+                    (line, turn.and_then(|turn| self.keyed(turn, draft, place, &mut claimed.wanting)))
                 }
             };
             claimed.outcomes.push(outcome);
@@ -96,7 +113,7 @@ impl Settle {
         app.claims.claim(business, key, hash, id, app.deps.clock.now()).await
     }
 
-    fn keyed(&self, turn: Turn, draft: Draft, claimed: &mut Claimed) -> Result<MessageId, Problem> {
+    fn keyed(&self, turn: Turn, draft: Draft, place: usize, wanting: &mut Vec<Wanting>) -> Result<MessageId, Problem> {
         let Submission { app, business, origin, .. } = &*self.submission;
         let held = match turn {
             Turn::Replay(answer) => return MessageId::from_bytes(&answer).map_err(|_| problems::internal()),
@@ -104,8 +121,8 @@ impl Settle {
         };
         let id = held.id;
         let sender = Sender { business: business.as_str(), origin };
-        claimed.records.push(sender.record(app, draft, id, Lane::Bulk, app.deps.clock.now())?);
-        claimed.held.push(held);
+        let record = sender.record(app, draft, id, Lane::Bulk, app.deps.clock.now())?;
+        wanting.push(Wanting { place, record, held: Some(held) });
         Ok(id)
     }
 }

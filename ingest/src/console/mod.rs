@@ -1,8 +1,11 @@
-//! The try-it console at `/console`: a sender beside two phones, and where each message is.
+//! The try-it console at `/console`: a sender beside two phones, and where each message is; and operators' pages, of dead
+//! letters and the audit log ([`letters`]).
 //!
 //! It has no way of its own to a message: what the page sends goes through the HTTP API as a request of the demo
 //! business, and its phones are WebSocket clients like any other. It must not be reachable without a session.
 
+mod letters;
+mod letters_page;
 mod page;
 mod session;
 #[cfg(test)]
@@ -51,6 +54,8 @@ pub struct Deps {
     pub api: Router,
     /// API key of the business that the page sends as.
     pub api_key: String,
+    /// API key with the permission `admin`, for the operators' pages.
+    pub operator_key: String,
     /// Issues the phones' tokens.
     pub issuer: Arc<Issuer>,
     /// Signs links and sessions; at least 32 random bytes.
@@ -65,6 +70,7 @@ struct Console(Arc<Inner>);
 struct Inner {
     api: Router,
     api_key: String,
+    operator_key: String,
     issuer: Arc<Issuer>,
     sessions: Sessions,
     clock: Clock,
@@ -85,8 +91,9 @@ pub fn link(secret: &[u8], now: Timestamp) -> String {
 
 /// The console, to be merged into the router of the port.
 pub fn router(deps: Deps) -> Router {
-    let Deps { api, api_key, issuer, secret, clock } = deps;
-    let console = Console(Arc::new(Inner { api, api_key, issuer, sessions: Sessions::new(&secret), clock }));
+    let Deps { api, api_key, operator_key, issuer, secret, clock } = deps;
+    let console =
+        Console(Arc::new(Inner { api, api_key, operator_key, issuer, sessions: Sessions::new(&secret), clock }));
     Router::new()
         .route("/console", get(show))
         .route("/console/console.css", get(async || asset("text/css; charset=utf-8", include_str!("console.css"))))
@@ -95,6 +102,9 @@ pub fn router(deps: Deps) -> Router {
         .route("/console/messages", post(send))
         .route("/console/messages/{id}", get(status))
         .route("/console/tokens", post(token))
+        .route("/console/dead-letters", get(letters::list))
+        .route("/console/dead-letters/{id}", get(letters::show).post(letters::act))
+        .route("/console/audit", get(letters::audit))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(map_response(guarded))
         .with_state(console)

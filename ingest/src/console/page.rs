@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::PHONES;
 
-fn document(body: &Markup, csrf: Option<&str>) -> Markup {
+pub(super) fn document(body: &Markup, csrf: Option<&str>) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -50,6 +50,10 @@ pub(super) fn console(csrf: &str) -> Markup {
         header class="top" {
             h1 { "eshaar " span class="quiet" { "console" } }
             p class="quiet" { "Send a message as the demo business and see it arrive." }
+            nav class="links" aria-label="Pages" {
+                a href="/console/dead-letters" { "Dead letters" }
+                a href="/console/audit" { "Audit log" }
+            }
         }
         main class="desk" {
             div class="side" { (sender()) (timeline()) }

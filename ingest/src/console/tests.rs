@@ -42,6 +42,7 @@ impl Browser {
         let router = router(Deps {
             api: Router::new().fallback(echo),
             api_key: "esk_demo".to_owned(),
+            operator_key: "esk_operator".to_owned(),
             issuer: Arc::new(Issuer::new(&options).await.unwrap()),
             secret: SECRET.to_vec(),
             clock: clock.clone(),

@@ -6,13 +6,15 @@ use serde_json::json;
 
 use crate::fixture::{Fixture, NOW, PHONE, request, submission, upload};
 
-const PLACES: [(Method, &str); 6] = [
+const PLACES: [(Method, &str); 8] = [
     (Method::POST, "/v1/messages"),
     (Method::POST, "/v1/messages/bulk"),
     (Method::GET, "/v1/messages"),
     (Method::GET, "/v1/messages/019b7600-0000-7000-8000-000000000000"),
     (Method::POST, "/v1/messages/019b7600-0000-7000-8000-000000000000/read"),
     (Method::GET, "/v1/stream"),
+    (Method::GET, "/v1/webhooks"),
+    (Method::POST, "/v1/webhooks"),
 ];
 
 #[tokio::test]

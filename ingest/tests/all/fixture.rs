@@ -1,7 +1,7 @@
 //! The API on embedded engines in a directory of its own, a log that can be told to fail, and callers.
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,8 +10,10 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use eshaar_auth::jwt::Issuer;
 use eshaar_auth::{Authenticator, keys};
-use eshaar_ingest::{BulkOptions, Deps, Options, router};
+use eshaar_ingest::{BulkOptions, Deps, Options, QueueOptions, router};
 use eshaar_model::{Clock, Epoch, Permission, Phone, Principal, Timestamp};
+use eshaar_presence::limits::{self, Limiter};
+use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{Codecs, Message};
 use eshaar_store::{MessageRow, Store};
@@ -122,6 +124,11 @@ pub fn options() -> Options {
         append_timeout_s: 1,
         request_timeout_s: 5,
         cancellations: nonzero(3),
+        redrives_per_s: std::num::NonZeroU32::new(1_000).unwrap(),
+        queue: QueueOptions {
+            interactive: NonZeroU64::new(10_000).unwrap(),
+            bulk: NonZeroU64::new(1_000_000).unwrap(),
+        },
         bulk: BulkOptions {
             line_limit_bytes: 65_536,
             max_lines: 1_000_000,
@@ -130,6 +137,7 @@ pub fn options() -> Options {
             batch_lines: nonzero(500),
             answer_batches: nonzero(64),
             stall_timeout_s: 1,
+            patience_s: 0,
             concurrent: nonzero(2),
         },
     }
@@ -163,12 +171,18 @@ impl Fixture {
         let issuer = Issuer::new(&auth_options).await.unwrap();
         let auth = Authenticator::new(auth_options, Arc::clone(&store.keys), clock.clone()).await.unwrap();
         let cancelled = Arc::new(Cancelled::none(clock.clone()));
+        // Of everybody together: none, since the clock of the tests stands still.
+        let limits = limits::Options { whole: None, ..limits::Options::default() };
         let deps = Deps {
             log: log.clone(),
             codecs: codecs.clone(),
             store: store.clone(),
             auth,
+            signing: eshaar_auth::signing::SigningKeys::parse("a master key of the tests, long enough for it").unwrap(),
+            private_webhooks: false,
             cancelled: Arc::clone(&cancelled),
+            limits: Arc::new(Limiter::local(limits, clock.clone())),
+            depths: Arc::new(LocalPresence::new(clock.clone())),
             clock: clock.clone(),
         };
         let api = router(deps.clone(), options);
@@ -178,6 +192,11 @@ impl Fixture {
     /// The API of another process on the same engines: what this one holds in memory it does not have.
     pub fn restarted(&self) -> Router {
         router(self.deps.clone(), options())
+    }
+
+    /// What the API rests on.
+    pub fn deps(&self) -> Deps {
+        self.deps.clone()
     }
 
     /// A new API key.

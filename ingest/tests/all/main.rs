@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod access;
+mod admin;
 mod bulk;
 mod cancelling;
 mod description;
 mod fixture;
 mod idempotency;
 mod limits;
+mod rates;
 mod reading;
 mod single;
+mod webhooks;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use eshaar_service::breaker::{Breaker, policies};
 use futures_util::future::try_join_all;
 use parking_lot::RwLock;
 use redis::cluster_async::ClusterConnection;
@@ -20,8 +21,8 @@ use super::options::{Options, SetupError};
 use super::scripts::Scripts;
 use crate::PresenceError;
 
-/// Calls in a row that were not answered in time after which the connection is given up.
-const TIMEOUTS: u32 = 3;
+/// Calls in a row that were not answered in time after which the connection is given up (R6.2).
+const TIMEOUTS: u32 = policies::REDIS.failures;
 
 /// How often a connection that nothing is wrong with is looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub(super) struct Link {
     channels: Arc<Channels>,
     /// The connection, or why there is none.
     state: RwLock<Result<Live, Arc<str>>>,
+    /// Open while there is no connection: for metrics, logs and health.
+    breaker: Arc<Breaker>,
     /// Held while the channels of the connection change, so that none is forgotten when it is replaced.
     subscribing: Mutex<()>,
 }
@@ -77,12 +80,17 @@ impl Link {
             scripts: Scripts::new(),
             channels: Arc::default(),
             state: RwLock::new(Err("not connected yet".into())),
+            breaker: Breaker::new(policies::REDIS),
             subscribing: Mutex::default(),
         }
     }
 
     pub(super) fn scripts(&self) -> &Scripts {
         &self.scripts
+    }
+
+    pub(super) fn breaker(&self) -> Arc<Breaker> {
+        Arc::clone(&self.breaker)
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -99,14 +107,17 @@ impl Link {
             match self.establish().await {
                 Ok(live) => {
                     tracing::info!(addresses = self.options.places(), mode = %self.options.mode, "connected to Redis");
+                    self.breaker.reset();
                     tell(&mut first, Ok(()));
                     wait = shortest;
                     self.watch(&live).await;
+                    self.breaker.trip("the connection is lost");
                     tracing::warn!(addresses = self.options.places(), "the connection to Redis is lost");
                     *self.state.write() = Err("the connection is lost".into());
                 }
                 Err(error) => {
                     tracing::debug!(%error, "not connected to Redis");
+                    self.breaker.trip(&error.to_string());
                     *self.state.write() = Err(error.to_string().into());
                     tell(&mut first, Err(error));
                 }
@@ -172,6 +183,11 @@ impl Link {
 
     pub(super) fn nodes_key(&self) -> String {
         format!("{}nodes", self.prefix())
+    }
+
+    /// Whether there is a connection; why not, where there is none.
+    pub(super) fn reachable(&self, action: &'static str) -> Result<(), PresenceError> {
+        self.state.read().as_ref().map(drop).map_err(|reason| engine(action, &**reason))
     }
 
     fn live(&self, action: &'static str) -> Result<Live, PresenceError> {

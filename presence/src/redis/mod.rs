@@ -5,12 +5,16 @@
 //! | `<prefix>at:<principal>` | sorted set: `slot:incarnation:session` → when it lapses | with its last entry |
 //! | `<prefix>nodes` | hash: slot → `incarnation end address` | with its last node |
 //! | `<prefix>on:<channel>` | channel (pub/sub) | – |
+//! | `<prefix>depths` | hash: `stage:partition` → `interactive bulk end` | with its last publisher |
+//! | `<prefix>{limit}:…` | windows of limits (`limits`) | when nothing is in them |
 //!
-//! Times are the server's, in milliseconds. No command touches two keys, and none looks through the keyspace: a node
+//! Times are the server's, in milliseconds. No command touches two keys but those of limits, which are on one node; none looks through the keyspace: a node
 //! that withdrew, or lapsed, or began another life is no longer in `nodes`, and its connections are hidden by that.
 
 mod channels;
+mod depths;
 mod endpoint;
+mod limits;
 mod link;
 mod options;
 mod scripts;
@@ -27,8 +31,9 @@ use ahash::AHashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::Principal;
+use eshaar_service::Breaker;
 use redis::{Cmd, Pipeline, RedisWrite, Value};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub use options::{Mode, Options, SetupError};
@@ -40,8 +45,10 @@ use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError,
 pub struct RedisPresence {
     link: Arc<Link>,
     keeper: JoinHandle<()>,
+    /// Callers whose limits are to be counted.
+    asks: mpsc::Sender<limits::Ask>,
     /// Added to the server's time, in milliseconds. Only tests move it.
-    shift: AtomicI64,
+    shift: Arc<AtomicI64>,
 }
 
 impl RedisPresence {
@@ -54,13 +61,20 @@ impl RedisPresence {
         let (told, first) = oneshot::channel();
         let link = Arc::new(Link::new(options));
         let keeper = tokio::spawn(Arc::clone(&link).keep(told));
-        let presence = Arc::new(Self { link, keeper, shift: AtomicI64::new(0) });
+        let shift = Arc::new(AtomicI64::new(0));
+        let asks = limits::start(Arc::clone(&link), Arc::clone(&shift));
+        let presence = Arc::new(Self { link, keeper, asks, shift });
         match first.await {
             Ok(Err(error)) if !error.may_pass() => return Err(error),
             Ok(Err(error)) => tracing::warn!(%error, "going on without presence until Redis answers"),
             Ok(Ok(())) | Err(_) => {}
         }
         Ok(presence)
+    }
+
+    /// Open while Redis cannot be reached. Calls fail at once then.
+    pub fn breaker(&self) -> Arc<Breaker> {
+        self.link.breaker()
     }
 
     /// Puts `time` between what was and what will be.

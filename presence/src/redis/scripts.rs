@@ -1,6 +1,6 @@
 //! What Redis runs for us. Time is the server's, so that the clocks of our machines need not agree.
 //!
-//! Each script touches one key: all of them work in a cluster. The first argument of each is added to the server's time;
+//! Each script touches one key, or keys that a hash tag keeps together: all of them work in a cluster. The first argument of each is added to the server's time;
 //! it is 0 but in tests.
 
 use redis::{Cmd, Script, ToRedisArgs};
@@ -82,6 +82,108 @@ if ends and tonumber(ends) > now then return 1 end
 return 0
 ";
 
+/// KEYS: windows. ARGV: shift, then for each caller: how many it wants, the number of its limits, and for each of those the
+/// place of its window in KEYS, the most that it may have there, and the length of a slot. For each caller: how many are
+/// granted, in how many milliseconds there are more; and for each of its limits: how many are left, and when there are more.
+/// A window is read and written once, however many callers it has. What is granted of one limit is charged to all.
+const TAKE: &str = "
+local SLOTS = 60
+local windows = {}
+local function window(place, width)
+    if windows[place] then return windows[place] end
+    local slot = math.floor(now / width)
+    local found = {slot = slot, width = width, order = {}, counts = {}, used = 0, added = 0}
+    local all = redis.call('HGETALL', KEYS[place])
+    for at = 1, #all, 2 do
+        local of = tonumber(all[at])
+        if of + SLOTS < slot then
+            redis.call('HDEL', KEYS[place], all[at])
+        else
+            local count = tonumber(all[at + 1])
+            found.order[#found.order + 1] = of
+            found.counts[of] = count
+            found.used = found.used + count
+        end
+    end
+    table.sort(found.order)
+    windows[place] = found
+    return found
+end
+local function free_in(of, count)
+    for _, slot in ipairs(of.order) do
+        count = count - of.counts[slot]
+        if count <= 0 then return math.max((slot + SLOTS + 1) * of.width - now, 0) end
+    end
+    return 0
+end
+local function add(of, count)
+    if count == 0 then return end
+    if not of.counts[of.slot] then
+        of.counts[of.slot] = 0
+        of.order[#of.order + 1] = of.slot
+        table.sort(of.order)
+    end
+    of.counts[of.slot] = of.counts[of.slot] + count
+    of.used = of.used + count
+    of.added = of.added + count
+end
+local answers = {}
+local at = 2
+while at <= #ARGV do
+    local wanted, limits = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    at = at + 2
+    local granted, mine = wanted, {}
+    for limit = 1, limits do
+        local of = window(tonumber(ARGV[at]), tonumber(ARGV[at + 2]))
+        local most = tonumber(ARGV[at + 1])
+        mine[limit] = {of = of, most = most}
+        granted = math.min(granted, math.max(most - of.used, 0))
+        at = at + 3
+    end
+    local head = #answers
+    answers[head + 1], answers[head + 2] = granted, 0
+    for _, limit in ipairs(mine) do
+        add(limit.of, granted)
+        local left = math.max(limit.most - limit.of.used, 0)
+        local more_in = free_in(limit.of, math.max(limit.of.used + 1 - limit.most, 1))
+        if granted < wanted and left == 0 then answers[head + 2] = math.max(answers[head + 2], more_in) end
+        answers[#answers + 1] = left
+        answers[#answers + 1] = more_in
+    end
+end
+for place, of in pairs(windows) do
+    if of.added > 0 then
+        redis.call('HINCRBY', KEYS[place], string.format('%.0f', of.slot), of.added)
+        redis.call('PEXPIRE', KEYS[place], (SLOTS + 2) * of.width)
+    end
+end
+return answers
+";
+
+/// KEYS: depths. ARGV: shift, ttl, then place, interactive and bulk of each.
+const TELL_DEPTHS: &str = "
+for at = 3, #ARGV, 3 do
+    local depth = string.format('%s %s %.0f', ARGV[at + 1], ARGV[at + 2], now + ARGV[2])
+    redis.call('HSET', KEYS[1], ARGV[at], depth)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+";
+
+/// KEYS: depths. ARGV: shift. Place, interactive and bulk of each that has not lapsed.
+const DEPTHS: &str = "
+local live = {}
+local all = redis.call('HGETALL', KEYS[1])
+for at = 1, #all, 2 do
+    local interactive, bulk, ends = string.match(all[at + 1], '^(%d+) (%d+) (%d+)$')
+    if tonumber(ends) > now then
+        live[#live + 1] = all[at]
+        live[#live + 1] = interactive
+        live[#live + 1] = bulk
+    end
+end
+return live
+";
+
 /// All scripts.
 pub(super) struct Scripts {
     pub(super) lease: Source,
@@ -89,6 +191,9 @@ pub(super) struct Scripts {
     pub(super) withdraw: Source,
     pub(super) live: Source,
     pub(super) enter: Source,
+    pub(super) take: Source,
+    pub(super) tell_depths: Source,
+    pub(super) depths: Source,
 }
 
 /// A script: run by its hash, sent whole only when a server does not know it.
@@ -109,6 +214,13 @@ impl Source {
         command.arg(&self.hash).arg(1).arg(key).arg(shift);
         command
     }
+
+    /// The command that runs it on `keys`, which a cluster must have on one node.
+    pub(super) fn call_many(&self, keys: &[String], shift: i64) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.hash).arg(keys.len()).arg(keys).arg(shift);
+        command
+    }
 }
 
 impl Scripts {
@@ -119,13 +231,18 @@ impl Scripts {
             withdraw: Source::new(&[NOW, NODES, WITHDRAW]),
             live: Source::new(&[NOW, NODES, LIVE]),
             enter: Source::new(&[NOW, ENTER]),
+            take: Source::new(&[NOW, TAKE]),
+            tell_depths: Source::new(&[NOW, TELL_DEPTHS]),
+            depths: Source::new(&[NOW, DEPTHS]),
         }
     }
 
     /// The commands that make a server know all of them.
     pub(super) fn loading(&self) -> redis::Pipeline {
         let mut pipeline = redis::pipe();
-        for source in [&self.lease, &self.announce, &self.withdraw, &self.live, &self.enter] {
+        let of_sessions = [&self.lease, &self.announce, &self.withdraw, &self.live, &self.enter];
+        let of_flow = [&self.take, &self.tell_depths, &self.depths];
+        for source in of_sessions.into_iter().chain(of_flow) {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&source.text);
         }
         pipeline

@@ -6,7 +6,8 @@
 //! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`]);
 //! - what was taken back, or has expired, is not appended;
 //! - it appends first and asks presence after, so that a session that registers in between reads the stream;
-//! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up.
+//! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up;
+//! - a row that the store refuses is tried again from the retry topics, and later ones of its phone and lane wait for it.
 
 mod previous;
 mod window;
@@ -29,7 +30,10 @@ use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
 use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
 use eshaar_store::{Store, StoreError, StreamRow};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
-use eshaar_topics::{Cancelled, Log, LogError, NewRecord, Outcome, Received, Stage, StageError, Topic};
+use eshaar_topics::{
+    Cancelled, Log, LogError, NewRecord, Outcome, Received, Record, Retries, Stage, StageError, Topic, headers,
+};
+use futures_util::future::try_join_all;
 use metrics::counter;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -119,6 +123,8 @@ impl Route {
 #[async_trait]
 impl Stage for Route {
     const NAME: &'static str = "route";
+    /// A lane's key is the phone.
+    const RETRIES: Retries = Retries::Ordered(Topic::RETRY_ROUTE);
     type Partition = Partition;
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
@@ -155,6 +161,8 @@ impl Stage for Route {
 struct Arrival {
     place: usize,
     row: StreamRow,
+    /// The record of this message that died is in the window, and its message is not in the stream.
+    is_redriven: bool,
 }
 
 impl Route {
@@ -173,7 +181,8 @@ impl Route {
             match self.decide(record, position, now) {
                 Ok(Decision::Append(row)) => {
                     outcomes.push(Outcome::Done);
-                    arrivals.push(Arrival { place, row });
+                    let is_redriven = record.headers.get(headers::REDRIVE).is_some();
+                    arrivals.push(Arrival { place, row, is_redriven });
                 }
                 Ok(Decision::Expired(status)) => outcomes.push(Outcome::Forward(vec![status])),
                 Ok(Decision::Cancelled) => outcomes.push(Outcome::Done),
@@ -185,8 +194,9 @@ impl Route {
         if arrivals.is_empty() {
             return Ok(outcomes);
         }
-        let rows = arrivals.iter().map(|arrival| arrival.row.clone()).collect();
-        self.ports.store.streams.append(partition.number, rows).await?;
+        for (place, reason) in self.append(partition.number, &mut arrivals).await? {
+            outcomes[place] = Outcome::Retry { reason };
+        }
         // Not before: a batch that is taken again must find the window as it was.
         for Arrival { row, .. } in &arrivals {
             window.enter(row.id, row.position.offset, row.at, now);
@@ -200,7 +210,7 @@ impl Route {
 
     fn decide(&self, record: &Received, position: StreamPosition, now: Timestamp) -> Result<Decision, Error> {
         let envelope = Envelope::read(&record.headers)?;
-        let phone = envelope.to.ok_or(HeaderError { name: eshaar_topics::headers::TO })?;
+        let phone = envelope.to.ok_or(HeaderError { name: headers::TO })?;
         if self.ports.cancelled.covers(envelope.id) {
             counter!(CANCELLED, "stage" => Self::NAME).increment(1);
             return Ok(Decision::Cancelled);
@@ -226,14 +236,17 @@ impl Route {
     }
 
     /// Drops what repeats an earlier record of the lane's partition, in the window or in this batch. Those that are too old
-    /// for the window are looked up in the stream, all at once.
+    /// for the window, or were redriven, are looked up in the stream, all at once.
     async fn drop_repeats(&self, window: &Window, arrivals: &mut Vec<Arrival>) -> Result<(), StoreError> {
         let before = arrivals.len();
         let mut in_batch: AHashSet<MessageId> = AHashSet::with_capacity(before);
         let mut asked: Vec<(Phone, StreamPosition, MessageId)> = Vec::new();
-        arrivals.retain(|Arrival { row, .. }| {
-            let repeat =
-                if in_batch.insert(row.id) { window.repeats(row.id, row.position.offset) } else { Repeat::Yes };
+        arrivals.retain(|Arrival { row, is_redriven, .. }| {
+            let repeat = match in_batch.insert(row.id) {
+                false => Repeat::Yes,
+                true if *is_redriven => Repeat::AskStream,
+                true => window.repeats(row.id, row.position.offset),
+            };
             if repeat == Repeat::AskStream {
                 asked.push((row.phone, row.position, row.id));
             }
@@ -250,6 +263,41 @@ impl Route {
             counter!(ROUTE_REPEATS).increment(dropped as u64);
         }
         Ok(())
+    }
+
+    /// Appends the rows of arrivals. Those that the store refuses, or that stand behind one of their phone that it refused,
+    /// are taken out, with the reason by place: the others are there.
+    async fn append(&self, number: u32, arrivals: &mut Vec<Arrival>) -> Result<Vec<(usize, String)>, StoreError> {
+        let rows = arrivals.iter().map(|arrival| arrival.row.clone()).collect();
+        match self.ports.store.streams.append(number, rows).await {
+            Ok(()) => return Ok(Vec::new()),
+            Err(StoreError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let mut of_phones: AHashMap<Phone, Vec<&Arrival>> = AHashMap::new();
+        for arrival in arrivals.iter() {
+            of_phones.entry(arrival.row.phone).or_default().push(arrival);
+        }
+        let each = of_phones.into_values().map(|of_phone| self.append_in_order(number, of_phone));
+        let refused: Vec<(usize, String)> = try_join_all(each).await?.into_iter().flatten().collect();
+        arrivals.retain(|arrival| refused.iter().all(|(place, _)| *place != arrival.place));
+        Ok(refused)
+    }
+
+    /// Appends the rows of one phone one after the other, up to the first that is refused.
+    async fn append_in_order(&self, number: u32, arrivals: Vec<&Arrival>) -> Result<Vec<(usize, String)>, StoreError> {
+        let mut left = arrivals.into_iter();
+        while let Some(Arrival { place, row, .. }) = left.next() {
+            match self.ports.store.streams.append(number, vec![row.clone()]).await {
+                Ok(()) => {}
+                Err(error @ StoreError::Refused { .. }) => {
+                    let behind = left.map(|arrival| (arrival.place, "stands behind one that was refused".to_owned()));
+                    return Ok(std::iter::once((*place, error.to_string())).chain(behind).collect());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The slots of each phone of the batch that is online.
@@ -304,7 +352,7 @@ impl Route {
         let looked_up = self.look_up(previous, arrivals, online).await;
         let mut hints = Vec::with_capacity(arrivals.len());
         let mut count = 0;
-        for Arrival { place, row } in arrivals {
+        for Arrival { place, row, .. } in arrivals {
             let (stream, offset) = ((row.phone, row.position.lane), row.position.offset);
             let slots = online.get(&row.phone);
             if let Some(slots) = slots {
@@ -415,7 +463,7 @@ impl Route {
 }
 
 /// The next records of a partition; it is known that there are some.
-async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Received>, ReadBackError> {
+async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Record>, ReadBackError> {
     tokio::time::timeout(READ_BACK_LIMIT, reader.ready()).await.map_err(|_| ReadBackError::Slow)??;
     Ok(reader.take(READ_BACK))
 }

@@ -8,6 +8,7 @@ use eshaar_schemas::StatusChanged;
 use eshaar_service::TraceContext;
 use eshaar_store::{StreamPage, StreamStore};
 use eshaar_topics::partitioner::partition_of;
+use eshaar_topics::redrive::Redriven;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -133,7 +134,7 @@ impl Rig {
         }
         let mut reader = self.engines.log.read(topic, partition, from).await.unwrap();
         reader.ready().await.unwrap();
-        reader.take(most)
+        reader.take(most).into_iter().map(Received::from).collect()
     }
 
     /// Handles the next records of a lane and appends what follows; `false` when the stage had to pause.
@@ -273,6 +274,31 @@ async fn a_repeat_that_is_older_than_the_window_is_found_in_the_stream() {
     rig.finish().await;
     let ids: Vec<MessageId> = rig.stream(&sent.recipient, [0; 4]).await.iter().map(|(_, _, id)| *id).collect();
     assert_eq!((ids.len(), ids.iter().filter(|id| **id == sent.id).count()), (6, 1));
+}
+
+#[tokio::test]
+async fn a_redriven_record_is_appended_though_the_one_that_died_is_in_the_window_and_only_once() {
+    let mut rig = Rig::open(Options::default()).await;
+    let sent = message(phones()[0]);
+    rig.enqueue(&sent, Lane::Normal).await;
+    // It died: settled, and not in the stream. The next owner reads its record back into the window.
+    rig.committed[Lane::Normal.index()] = 1;
+    rig.crash().await;
+    let [died] = &rig.records(Topic::LaneNormal, 0, 0, 10).await[..] else { panic!("not one record") };
+    let redriven = Redriven {
+        topic: Topic::LaneNormal,
+        partition: 0,
+        key: died.key.clone(),
+        value: died.value.clone(),
+        headers: died.headers.clone(),
+        redrives: 0,
+    };
+    // Twice, as by one that died before it had written down that the log has it.
+    for _ in 0..2 {
+        rig.engines.log.append(vec![redriven.clone().record(START)]).await.unwrap();
+        rig.finish().await;
+    }
+    assert_eq!(rig.stream(&sent.recipient, [0; 4]).await, [(Lane::Normal, 1, sent.id)]);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use eshaar_model::{MessageId, MessageType, Priority, Status};
 use eshaar_schemas::records::CONTRACTS;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{
-    Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint, Registry, RegistryError,
-    StatusChanged, StatusHint, schema_id,
+    Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint, Registry,
+    RegistryError, StatusChanged, StatusHint, schema_id,
 };
 use proptest::prelude::*;
 

@@ -20,6 +20,7 @@ fn key(subject: &Subject, id: &str, of: &str, after_ms: i64) -> ApiKey {
         name: "billing 'n more".to_owned(),
         secret_hash: [9; 32],
         permissions: vec![Permission::MessagesSend, Permission::Chat],
+        rate: "100/min".parse().ok(),
         created_at: start().plus_millis(after_ms),
         expires_at: None,
         revoked_at: None,
@@ -36,7 +37,8 @@ async fn ours(subject: &Subject) -> Result<Vec<ApiKey>, StoreError> {
 async fn a_key_comes_back_as_it_was_written(subject: &Subject) -> Result<(), StoreError> {
     let keys = &subject.store.keys;
     let plain = key(subject, "k1", "acme", 0);
-    let bare = ApiKey { permissions: Vec::new(), expires_at: Some(start()), ..key(subject, "k2", "acme", 0) };
+    let bare =
+        ApiKey { permissions: Vec::new(), rate: None, expires_at: Some(start()), ..key(subject, "k2", "acme", 0) };
     for written in [plain, bare] {
         keys.put(written.clone()).await?;
         assert_eq!(keys.get(&written.id).await?, Some(written));

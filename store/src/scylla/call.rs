@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use eshaar_service::breaker::Permit;
+use eshaar_service::bulkhead::{Shed, Turn};
 use eshaar_service::metrics::STORE_SECONDS;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use metrics::histogram;
 use scylla::client::session::Session;
 use scylla::deserialize::row::DeserializeRow;
-use scylla::errors::ExecutionError;
+use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
 use scylla::response::query_result::{QueryResult, QueryRowsResult};
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
@@ -54,14 +56,16 @@ impl<'a> Call<'a> {
     }
 
     /// A request's turn (R6.7).
-    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'a>, StoreError> {
-        if let Ok(turn) = self.engine.requests.try_acquire() {
-            return Ok(turn);
-        }
-        match timeout(self.engine.options.queue_wait(), self.engine.requests.acquire()).await {
-            Ok(turn) => turn.map_err(|_| StoreError::Closed),
-            Err(_) => Err(StoreError::Overloaded { waiting: self.engine.calls_under_way() }),
-        }
+    pub(super) async fn turn(&self) -> Result<Turn<'a>, StoreError> {
+        self.engine.requests.enter().await.map_err(|shed| match shed {
+            Shed::Closed { .. } => StoreError::Closed,
+            shed => StoreError::Overloaded { waiting: shed.waiting() },
+        })
+    }
+
+    /// Leave to ask the database; refused while it is left alone after failures (R6.2).
+    fn permit(&self) -> Result<Permit, StoreError> {
+        self.engine.breaker.permit().map_err(StoreError::Resting)
     }
 
     /// What bounds a request of writes.
@@ -73,12 +77,19 @@ impl<'a> Call<'a> {
     pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         let options = &self.engine.options;
         let patience = options.queue_wait() + options.request_timeout();
-        match timeout(patience, self.engine.gather.write(&self.link, writes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(Failed::Request(reason))) => Err(self.failed(&reason)),
-            Ok(Err(Failed::Full(waiting))) => Err(StoreError::Overloaded { waiting }),
-            Err(_) => Err(self.failed("the rows waited too long for their turn")),
+        let permit = self.permit()?;
+        let (error, answered) = match timeout(patience, self.engine.gather.write(&self.link, writes)).await {
+            Ok(Ok(())) => (None, true),
+            Ok(Err(Failed::Refused(reason))) => (Some(StoreError::Refused { action: self.name, reason }), true),
+            Ok(Err(Failed::Full(waiting))) => return Err(StoreError::Overloaded { waiting }),
+            Ok(Err(Failed::Request(reason))) => (Some(self.failed(&reason)), false),
+            Err(_) => (Some(self.failed("the rows waited too long for their turn")), false),
+        };
+        match &error {
+            Some(error) if !answered => permit.failed(error),
+            _ => permit.succeeded(),
         }
+        error.map_or(Ok(()), Err)
     }
 
     /// The answers of all, in their order.
@@ -95,7 +106,8 @@ impl<'a> Call<'a> {
         values: impl SerializeRow,
     ) -> Result<QueryRowsResult, StoreError> {
         let _turn = self.turn().await?;
-        let result = self.settle(self.session().execute_unpaged(statement, values).await)?;
+        let permit = self.permit()?;
+        let result = self.settle(permit, self.session().execute_unpaged(statement, values).await)?;
         result.into_rows_result().map_err(|error| self.failed(&error))
     }
 
@@ -132,10 +144,25 @@ impl<'a> Call<'a> {
         values: &impl SerializeRow,
     ) -> Result<Decision, StoreError> {
         let _turn = self.turn().await?;
-        conditional::decide(self.session(), statement, values).await.map_err(|reason| self.failed(&*reason))
+        let permit = self.permit()?;
+        let decision = conditional::decide(self.session(), statement, values).await;
+        // That many at one row time each other out says nothing of the database: only that it answers is told.
+        if decision.is_ok() {
+            permit.succeeded();
+        }
+        decision.map_err(|reason| self.failed(&*reason))
     }
 
-    fn settle(&self, result: Result<QueryResult, ExecutionError>) -> Result<QueryResult, StoreError> {
+    fn settle(&self, permit: Permit, result: Result<QueryResult, ExecutionError>) -> Result<QueryResult, StoreError> {
+        match &result {
+            // A statement that is refused as wrong was answered.
+            Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(
+                DbError::Invalid | DbError::SyntaxError | DbError::Unauthorized,
+                _,
+            )))
+            | Ok(_) => permit.succeeded(),
+            Err(error) => permit.failed(error),
+        }
         result.map_err(|error| self.failed(&error))
     }
 }

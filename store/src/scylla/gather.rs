@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use scylla::errors::ExecutionError;
+use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
@@ -68,6 +68,8 @@ impl Write {
 pub(super) enum Failed {
     /// A request failed: whether the rows are there is not known.
     Request(String),
+    /// The cluster will not take one of the rows, and said so.
+    Refused(String),
     /// More waited than may; nothing of the call was written.
     Full(usize),
 }
@@ -97,16 +99,21 @@ struct Node {
 /// A call whose writes are under way.
 struct Settling {
     left: AtomicUsize,
-    error: Mutex<Option<String>>,
+    error: Mutex<Option<Failed>>,
     done: Mutex<Option<oneshot::Sender<()>>>,
     /// Nobody waits any more: what has not gone yet need not.
     given_up: AtomicBool,
 }
 
 impl Settling {
-    fn settle(&self, error: Option<&str>) {
+    fn settle(&self, error: Option<&ExecutionError>) {
         if let Some(error) = error {
-            self.error.lock().get_or_insert_with(|| error.to_owned());
+            let mut known = self.error.lock();
+            // What is not known outweighs what is: only if all of the call is known, it is refused.
+            if !matches!(*known, Some(Failed::Request(_))) {
+                let reason = error.to_string();
+                *known = Some(if is_refusal(error) { Failed::Refused(reason) } else { Failed::Request(reason) });
+            }
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.done.lock().take()
@@ -164,7 +171,7 @@ impl Gather {
         // The sender lives in `settling`, so it cannot be gone.
         let _ = settled.await;
         let error = settling.error.lock().take();
-        error.map_or(Ok(()), |error| Err(Failed::Request(error)))
+        error.map_or(Ok(()), Err)
     }
 
     /// Puts writes where they wait; the nodes that a further request may go to, once for each.
@@ -192,9 +199,16 @@ impl Gather {
                 return;
             }
             let (writes, settling): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let error = execute(&link, writes).await.err().map(|error| error.to_string());
-            for settling in settling {
-                settling.settle(error.as_deref());
+            let error = execute(&link, &writes).await.err();
+            match error {
+                // One of them is at fault: each alone, so that it does not fail the others.
+                Some(error) if writes.len() > 1 && is_refusal(&error) => {
+                    for (write, settling) in writes.iter().zip(settling) {
+                        let error = execute(&link, std::slice::from_ref(write)).await.err();
+                        settling.settle(error.as_ref());
+                    }
+                }
+                error => settling.iter().for_each(|settling| settling.settle(error.as_ref())),
             }
         }
     }
@@ -243,19 +257,30 @@ fn node_of(link: &Link, write: &Write) -> Option<Uuid> {
     replicas.first().map(|(node, _)| node.host_id)
 }
 
-async fn execute(link: &Link, writes: Vec<Write>) -> Result<(), ExecutionError> {
-    let mut rows: SmallVec<[Row; 1]> = writes.into_iter().flat_map(|write| write.rows).collect();
-    if rows.len() == 1
-        && let Some(Row { statement, values }) = rows.pop()
-    {
-        return link.session.execute_unpaged(&statement, values).await.map(drop);
+/// Whether the cluster, or the driver before it, refused what was sent for what it is.
+fn is_refusal(error: &ExecutionError) -> bool {
+    use RequestAttemptError::{CqlRequestSerialization, SerializationError};
+    match error {
+        ExecutionError::BadQuery(_)
+        | ExecutionError::LastAttemptError(SerializationError(_) | CqlRequestSerialization(_)) => true,
+        ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, _)) => {
+            matches!(error, DbError::Invalid | DbError::SyntaxError)
+        }
+        _ => false,
+    }
+}
+
+async fn execute(link: &Link, writes: &[Write]) -> Result<(), ExecutionError> {
+    let rows: SmallVec<[&Row; 1]> = writes.iter().flat_map(|write| &write.rows).collect();
+    if let [Row { statement, values }] = rows[..] {
+        return link.session.execute_unpaged(statement, values).await.map(drop);
     }
     let mut batch = Batch::new(BatchType::Unlogged);
     batch.set_is_idempotent(true);
     let mut values = Vec::with_capacity(rows.len());
     for row in rows {
-        batch.append_statement(row.statement);
-        values.push(row.values);
+        batch.append_statement(row.statement.clone());
+        values.push(&row.values);
     }
     link.session.batch(&batch, values).await.map(drop)
 }

@@ -29,6 +29,7 @@ impl KeyStore for Cql {
             time(key.created_at),
             key.expires_at.map(time),
             key.revoked_at.map(time),
+            key.rate.map(|rate| rate.to_string()),
             &key.id,
         );
         // Keys are never deleted: one that cannot be made can be replaced.
@@ -88,6 +89,7 @@ struct Row {
     created_at: CqlTimestamp,
     expires_at: Option<CqlTimestamp>,
     revoked_at: Option<CqlTimestamp>,
+    rate: Option<String>,
 }
 
 fn api_key(row: Row) -> Result<ApiKey, String> {
@@ -98,6 +100,7 @@ fn api_key(row: Row) -> Result<ApiKey, String> {
         business: row.business.parse().map_err(|_| wrong("business"))?,
         secret_hash: row.secret_hash.try_into().map_err(|_| wrong("secret_hash"))?,
         permissions: permissions.collect::<Result<_, _>>().map_err(|_| wrong("permissions"))?,
+        rate: row.rate.map(|rate| rate.parse()).transpose().map_err(|_| wrong("rate"))?,
         name: row.name,
         created_at: timestamp(row.created_at),
         expires_at: row.expires_at.map(timestamp),

@@ -28,6 +28,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use eshaar_model::{BusinessId, Clock, Epoch};
+use eshaar_service::breaker::{Breaker, policies};
+use eshaar_service::bulkhead::{Bounds, Bulkhead};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, TryAcquireError};
 
@@ -49,7 +51,13 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         link: RwLock::new(Some(Arc::new(Link { session, statements }))),
         calls: Semaphore::new(calls as usize),
         most_calls: calls,
-        requests: Semaphore::new(options.requests.max(1)),
+        requests: Bulkhead::new(Bounds {
+            dependency: "database",
+            at_once: options.requests.max(1),
+            waiting: calls as usize,
+            patience: options.queue_wait(),
+        }),
+        breaker: Breaker::new(policies::DATABASE),
         gather: Arc::new(Gather::new(&options)),
         options,
         epochs: Mutex::default(),
@@ -79,7 +87,8 @@ struct Cql {
     link: RwLock<Option<Arc<Link>>>,
     calls: Semaphore,
     most_calls: u32,
-    requests: Semaphore,
+    requests: Bulkhead,
+    breaker: Arc<Breaker>,
     gather: Arc<Gather>,
     /// Epochs that are known to be written down.
     epochs: Mutex<HashSet<Epoch>>,
@@ -116,6 +125,10 @@ impl StoreEngine for Cql {
     async fn ping(&self) -> Result<(), StoreError> {
         let call = self.call("ping")?;
         call.first::<(i32,)>(&call.statements().newest_epoch, ()).await.map(drop)
+    }
+
+    fn breaker(&self) -> Option<Arc<Breaker>> {
+        Some(Arc::clone(&self.breaker))
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -12,17 +12,28 @@ pub(super) struct Migration {
     pub(super) what: &'static str,
     /// Its statements; each may be repeated.
     pub(super) statements: Vec<String>,
+    /// Columns that it adds where they are not there yet, then: table, column, type.
+    pub(super) columns: &'static [(&'static str, &'static str, &'static str)],
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 3;
+pub(super) const VERSION: i32 = 4;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
     vec![
-        Migration { what: "the tables of streams, messages, claims and keys", statements: version_1(options) },
-        Migration { what: "the tables of dead letters, tasks and the audit log", statements: version_2() },
-        Migration { what: "the tables of webhooks", statements: version_3() },
+        Migration {
+            what: "the tables of streams, messages, claims and keys",
+            statements: version_1(options),
+            columns: &[],
+        },
+        Migration {
+            what: "the tables of dead letters, tasks and the audit log",
+            statements: version_2(),
+            columns: &[],
+        },
+        Migration { what: "the tables of webhooks", statements: version_3(), columns: &[] },
+        Migration { what: "the rates of keys", statements: Vec::new(), columns: &[("api_key", "rate", "text")] },
     ]
 }
 

@@ -262,12 +262,25 @@ async fn migrate(session: &Session, options: &Options) -> Result<(i32, Vec<Strin
         for statement in migration.statements {
             change(session, statement).await?;
         }
+        for (table, column, kind) in migration.columns {
+            // `ADD IF NOT EXISTS` is Cassandra's alone.
+            if !column_is_there(session, options, table, column).await? {
+                change(session, format!("ALTER TABLE {table} ADD {column} {kind}")).await?;
+            }
+        }
         let record = "INSERT INTO schema_version (name, version, what, applied_at) VALUES (?, ?, ?, ?) IF NOT EXISTS";
         let now = CqlTimestamp(eshaar_model::Clock::system().now().as_millis());
         decide(session, "record the schema version", record, (NAME, version, migration.what, now)).await?;
         steps.push(migration.what.to_owned());
     }
     Ok((before, steps))
+}
+
+async fn column_is_there(session: &Session, options: &Options, table: &str, column: &str) -> Result<bool, SetupError> {
+    let named = "SELECT column_name FROM system_schema.columns
+        WHERE keyspace_name = ? AND table_name = ? AND column_name = ?";
+    let place = (&options.keyspace, table, column);
+    Ok(first::<(String,)>(session, "look for a column", named, place).await?.is_some())
 }
 
 /// Waits until the lock is ours.

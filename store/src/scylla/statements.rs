@@ -90,7 +90,7 @@ macro_rules! webhooks {
 macro_rules! keys {
     ($where:literal) => {
         concat!(
-            "SELECT id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at FROM api_key",
+            "SELECT id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate FROM api_key",
             $where
         )
     };
@@ -195,10 +195,10 @@ statements! {
     webhook_cursors: Read = "SELECT webhook, business, epoch, offset FROM webhook_cursor WHERE partition = ? LIMIT ?";
 
     make_key: Conditional = "INSERT INTO api_key
-        (business, name, secret_hash, permissions, created_at, expires_at, revoked_at, id)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
+        (business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate, id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
     replace_key: Conditional = "UPDATE api_key SET business = ?, name = ?, secret_hash = ?, permissions = ?,
-        created_at = ?, expires_at = ?, revoked_at = ? WHERE id = ? IF EXISTS";
+        created_at = ?, expires_at = ?, revoked_at = ?, rate = ? WHERE id = ? IF EXISTS";
     revoke_key: Conditional = "UPDATE api_key SET revoked_at = ? WHERE id = ? IF revoked_at = null";
     key: Read = keys!(" WHERE id = ?");
     keys: Read = keys!("");

@@ -27,7 +27,7 @@ impl TaskStore for Cql {
 
     async fn get(&self, kind: &str, id: &str) -> Result<Option<Task>, StoreError> {
         let call = self.call("get_task")?;
-        Ok(find(&call, kind, id).await?.map(|row| row.task()))
+        Ok(find(&call, kind, id).await?.map(Row::task))
     }
 
     async fn list(&self, kind: &str, limit: usize) -> Result<Vec<Task>, StoreError> {
@@ -50,7 +50,7 @@ impl TaskStore for Cql {
             return Ok(None);
         }
         // What was saved last is what the holder before had saved by now.
-        Ok(find(&call, kind, id).await?.filter(|row| !row.finished).map(|row| row.task()))
+        Ok(find(&call, kind, id).await?.filter(|row| !row.finished).map(Row::task))
     }
 
     async fn save(&self, task: Task, holder: Holder, until: Option<Timestamp>) -> Result<bool, StoreError> {

@@ -14,7 +14,7 @@ const LISTED: i64 = 1_000;
 macro_rules! select_keys {
     ($rest:literal) => {
         concat!(
-            "SELECT id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at FROM api_key ",
+            "SELECT id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate FROM api_key ",
             $rest
         )
     };
@@ -56,8 +56,8 @@ fn put(db: &Connection, key: &ApiKey) -> Result<()> {
     let permissions: Vec<_> = key.permissions.iter().map(|permission| permission.as_str()).collect();
     db.prepare_cached(
         "INSERT OR REPLACE INTO api_key
-             (id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             (id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         key.id,
@@ -67,7 +67,8 @@ fn put(db: &Connection, key: &ApiKey) -> Result<()> {
         permissions.join(" "),
         key.created_at.as_millis(),
         key.expires_at.map(Timestamp::as_millis),
-        key.revoked_at.map(Timestamp::as_millis)
+        key.revoked_at.map(Timestamp::as_millis),
+        key.rate.map(|rate| rate.to_string())
     ])?;
     Ok(())
 }
@@ -95,6 +96,7 @@ fn api_key(row: &Row<'_>) -> Result<ApiKey> {
         created_at: timestamp(row, 5)?,
         expires_at: optional_timestamp(row, 6)?,
         revoked_at: optional_timestamp(row, 7)?,
+        rate: row.get::<_, Option<String>>(8)?.map(|_| text(row, 8)).transpose()?,
     })
 }
 

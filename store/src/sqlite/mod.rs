@@ -218,13 +218,26 @@ where
 
     fn settle(self: Box<Self>, error: Option<&rusqlite::Error>) {
         let answer = match (error, self.result) {
-            (Some(error), _) => Err(failed(self.operation.name, error)),
+            (Some(error), _) => Err(not_written(self.operation.name, error)),
             (None, Some(result)) => Ok(result),
             (None, None) => Err(StoreError::Closed),
         };
         // A caller that gave up learns nothing; its write stands.
         let _ = self.reply.send(answer);
     }
+}
+
+/// Why a write failed, its transaction rolled back. What is wrong with the values is wrong with them the next time, too.
+fn not_written(action: &'static str, error: &rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode::{ConstraintViolation, TooBig, TypeMismatch};
+    let of_values = match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            matches!(failure.code, ConstraintViolation | TooBig | TypeMismatch)
+        }
+        rusqlite::Error::ToSqlConversionFailure(_) => true,
+        _ => false,
+    };
+    if of_values { StoreError::Refused { action, reason: error.to_string() } } else { failed(action, error) }
 }
 
 fn failed(action: &'static str, reason: &(impl std::fmt::Display + ?Sized)) -> StoreError {

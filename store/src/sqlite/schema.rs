@@ -14,7 +14,7 @@ use super::Options;
 const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -135,6 +135,11 @@ CREATE TABLE webhook_cursor (
     offset INTEGER NOT NULL,
     PRIMARY KEY (partition, webhook)
 ) WITHOUT ROWID;
+";
+
+const VERSION_4: &str = "
+-- How many messages may be sent with a key; null: no limit of its own.
+ALTER TABLE api_key ADD COLUMN rate TEXT;
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.

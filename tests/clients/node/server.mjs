@@ -69,13 +69,23 @@ export class Server {
     return `${signed}.${createHmac("sha256", this.secret).update(signed).digest("base64url")}`;
   }
 
-  /** Ends the process as an init system does, and removes its data. */
-  async stop() {
+  /** Ends the process as an init system does. */
+  async pause() {
     if (this.#process?.exitCode === null) {
       const ended = new Promise((resolve) => this.#process.once("exit", resolve));
       this.#process.kill("SIGTERM");
       await ended;
     }
+  }
+
+  /** Starts the process again, on the same data and port. */
+  async resume(...settings) {
+    await this.#spawn(settings);
+  }
+
+  /** Ends the process, and removes its data. */
+  async stop() {
+    await this.pause();
     await rm(this.directory, { recursive: true, force: true });
     return this.#process.exitCode;
   }

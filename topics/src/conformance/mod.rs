@@ -1,5 +1,5 @@
 //! What every engine of the log must do: one suite, run against each. `records` (append and read) · `groups` (who reads
-//! what) · `kept` (what stays, for how long, over a restart).
+//! what) · `kept` (what stays, for how long, over a restart) · `retries` (the runner's retry topics on the engine).
 //!
 //! An engine's tests say [`conformance_tests!`](crate::conformance_tests) with a function that opens an empty log.
 
@@ -8,6 +8,7 @@
 pub mod groups;
 pub mod kept;
 pub mod records;
+pub mod retries;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,6 +144,9 @@ macro_rules! conformance_tests {
             offsets_go_on_when_every_record_is_gone,
             a_reader_of_records_that_are_gone_goes_on_at_the_oldest,
             the_first_record_of_a_time_is_found,
+        }
+        $crate::conformance_tests! { @each $open, [$(#[$attribute])*], retries:
+            a_record_that_failed_is_tried_again_in_order_by_whoever_owns_it_then,
         }
     };
     (@each $open:path, $attributes:tt, $module:ident: $($name:ident,)*) => {

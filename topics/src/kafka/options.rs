@@ -57,8 +57,12 @@ pub struct Options {
     pub queue_kib: u32,
     /// KiB of records of a partition that are fetched ahead, besides one fetch of at most 1 MiB.
     pub prefetch_kib: u32,
-    /// Records of a partition that are fetched ahead.
+    /// Records of a partition that are fetched ahead: while as many wait to be taken, it is not fetched again for
+    /// `fetch_pause_ms`.
     pub prefetch_records: u32,
+    /// Pause of a partition's fetching while enough of it waits, in milliseconds. A fetch costs the same whether it brings
+    /// one record or a hundred, so on a busy partition this is what sets the price of a record, and how late it may come.
+    pub fetch_pause_ms: u32,
     /// How long a broker holds a fetch that finds nothing, in milliseconds.
     pub fetch_wait_ms: u32,
     /// How long a member of a group may take to give a partition up, in milliseconds (kafka-rules 9).
@@ -94,7 +98,8 @@ impl Default for Options {
             queue_records: 200_000,
             queue_kib: 64 << 10,
             prefetch_kib: 1 << 10,
-            prefetch_records: 10_000,
+            prefetch_records: 1,
+            fetch_pause_ms: 50,
             fetch_wait_ms: 50,
             revoke_timeout_ms: 20_000,
             request_timeout_ms: 10_000,
@@ -194,7 +199,7 @@ impl Options {
             .set("auto.offset.reset", "earliest")
             .set("isolation.level", "read_uncommitted")
             .set("fetch.wait.max.ms", self.fetch_wait_ms.to_string())
-            .set("fetch.queue.backoff.ms", "50")
+            .set("fetch.queue.backoff.ms", self.fetch_pause_ms.to_string())
             .set("fetch.max.bytes", (16 << 20).to_string())
             .set("fetch.message.max.bytes", (1 << 20).to_string())
             .set("queued.min.messages", self.prefetch_records.to_string())
@@ -276,6 +281,7 @@ mod tests {
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("fetch.queue.backoff.ms", "50"),
+            ("queued.min.messages", "1"),
             ("queued.max.messages.kbytes", "1024"),
         ] {
             assert_eq!(member.get(key), Some(value), "{key}");

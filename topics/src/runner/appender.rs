@@ -8,9 +8,10 @@ use eshaar_model::Clock;
 use eshaar_schemas::Codecs;
 
 use super::measures::Measures;
-use super::plan::{Effect, dead_letter};
+use super::plan::{Effect, dead_letter, tries};
+use super::retry::copy;
 use crate::flow::Origin;
-use crate::{AppendError, Log, NewRecord, Received, Topic, headers};
+use crate::{AppendError, Log, LogPosition, NewRecord, Received, Topic, headers};
 
 /// The first wait before an append is tried again; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -32,58 +33,102 @@ pub(super) struct Appender {
     pub(super) measures: Measures,
 }
 
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// What follows from it is there.
+    Done,
+    /// Its dead letter is.
+    Dead,
+    /// A copy of it is at that offset of its retry topic.
+    Waits(u64),
+    /// Nothing was to be done.
+    Left,
+}
+
+impl Fate {
+    /// Now that it is known where its records are.
+    fn at(self, positions: &[LogPosition]) -> Self {
+        match (self, positions.first()) {
+            (Self::Waits(_), Some(copy)) => Self::Waits(copy.offset),
+            _ => self,
+        }
+    }
+}
+
+/// What is appended for a record.
+struct Group<'a> {
+    record: &'a Received,
+    records: Vec<NewRecord>,
+    fate: Fate,
+}
+
 /// The log refused a batch for good.
 struct Refused(String);
 
 impl Appender {
-    /// Appends the effects of `batch` with one append, in order; returns when all of it is acknowledged. `attempts` is how
-    /// often the first record of the batch was tried.
-    pub(super) async fn carry_out(
-        &self,
-        batch: &[Received],
-        effects: Vec<Effect>,
-        attempts: i32,
-    ) -> Result<(), Closed> {
-        let mut groups: Vec<Vec<NewRecord>> = Vec::with_capacity(effects.len());
-        for (place, (record, effect)) in batch.iter().zip(effects).enumerate() {
-            let attempts = if place == 0 { attempts } else { 1 };
-            groups.push(self.records_of(record, effect, attempts).await);
+    /// Appends the effects of records with one append, in order; returns what became of each, when all of it is
+    /// acknowledged.
+    pub(super) async fn carry_out(&self, items: Vec<(&Received, Effect)>) -> Result<Vec<Fate>, Closed> {
+        let mut groups: Vec<Group<'_>> = Vec::with_capacity(items.len());
+        for (record, effect) in items {
+            groups.push(self.group(record, effect).await);
         }
-        let all: Vec<NewRecord> = groups.iter().flatten().cloned().collect();
+        let all: Vec<NewRecord> = groups.iter().flat_map(|group| &group.records).cloned().collect();
         if all.is_empty() {
-            return Ok(());
+            return Ok(groups.into_iter().map(|group| group.fate).collect());
         }
-        if self.append(all).await?.is_err() {
+        let mut fates = Vec::with_capacity(groups.len());
+        if let Ok(positions) = self.append(all).await? {
+            let mut positions = positions.into_iter();
+            for group in groups {
+                let appended: Vec<LogPosition> = positions.by_ref().take(group.records.len()).collect();
+                fates.push(group.fate.at(&appended));
+            }
+        } else {
             // Which of them it was is not known: one by one, so that only the one at fault becomes a dead letter.
-            for (record, group) in batch.iter().zip(groups).filter(|(_, group)| !group.is_empty()) {
-                self.append_alone(record, group).await?;
+            for group in groups {
+                fates.push(self.append_alone(group).await?);
             }
         }
-        Ok(())
+        Ok(fates)
     }
 
-    async fn records_of(&self, record: &Received, effect: Effect, attempts: i32) -> Vec<NewRecord> {
-        match effect {
+    /// What is to be appended for a record, and what that makes of it.
+    async fn group<'a>(&self, record: &'a Received, effect: Effect) -> Group<'a> {
+        let (records, fate) = match effect {
             Effect::Forward(records) => {
                 let meter = if records.is_empty() { &self.measures.done } else { &self.measures.forwarded };
                 meter.increment(1);
-                records
+                (records, Fate::Done)
             }
-            Effect::Dead { code, reason } => vec![self.dead_letter(record, code, &reason, attempts).await],
-        }
+            Effect::Dead { code, reason } => (vec![self.dead_letter(record, code, &reason).await], Fate::Dead),
+            Effect::Wait(wait) => {
+                if let Some(cause) = &wait.error {
+                    log_failure(self.stage, record, "retry", cause);
+                    self.measures.retried.increment(1);
+                }
+                // The offset is known when it is acknowledged.
+                (vec![copy::write(record, &wait, self.clock.now())], Fate::Waits(u64::MAX))
+            }
+            Effect::Leave => (Vec::new(), Fate::Left),
+        };
+        Group { record, records, fate }
     }
 
     /// What a record leads to, or its dead letter.
-    async fn append_alone(&self, record: &Received, group: Vec<NewRecord>) -> Result<(), Closed> {
-        let is_letter = group.iter().all(|new| new.topic == Topic::DeadLetters);
-        let letter = match self.append(group.clone()).await? {
-            Ok(()) => return Ok(()),
-            Err(Refused(_)) if is_letter => group,
-            Err(Refused(reason)) => vec![self.dead_letter(record, REFUSED, &reason, 1).await],
+    async fn append_alone(&self, Group { record, records, fate }: Group<'_>) -> Result<Fate, Closed> {
+        if records.is_empty() {
+            return Ok(fate);
+        }
+        let letter = match self.append(records.clone()).await? {
+            Ok(positions) => return Ok(fate.at(&positions)),
+            Err(Refused(_)) if fate == Fate::Dead => records,
+            Err(Refused(reason)) => vec![self.dead_letter(record, REFUSED, &reason).await],
         };
         loop {
             match self.append(letter.clone()).await? {
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(Fate::Dead),
                 Err(Refused(reason)) => {
                     let (topic, position) = (record.position.topic, record.position);
                     let (partition, offset) = (position.partition, position.offset);
@@ -95,11 +140,11 @@ impl Appender {
         }
     }
 
-    async fn append(&self, records: Vec<NewRecord>) -> Result<Result<(), Refused>, Closed> {
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Result<Vec<LogPosition>, Refused>, Closed> {
         let mut wait = FIRST_WAIT;
         loop {
             match self.log.append(records.clone()).await {
-                Ok(_) => return Ok(Ok(())),
+                Ok(positions) => return Ok(Ok(positions)),
                 Err(AppendError::Refused { reason }) => {
                     tracing::error!(stage = self.stage, records = records.len(), %reason, "append refused");
                     return Ok(Err(Refused(reason)));
@@ -115,11 +160,11 @@ impl Appender {
     }
 
     /// The record of a dead letter. It keeps the headers of the record it is about, so that both join the same request.
-    async fn dead_letter(&self, record: &Received, code: &'static str, reason: &str, attempts: i32) -> NewRecord {
+    async fn dead_letter(&self, record: &Received, code: &'static str, reason: &str) -> NewRecord {
         self.measures.dead(code);
-        log_failure(self.stage, record, attempts, code, reason);
+        log_failure(self.stage, record, code, reason);
         let at = self.clock.now();
-        let letter = dead_letter(self.stage, record, (code, reason), attempts, at);
+        let letter = dead_letter(self.stage, record, (code, reason), at);
         let value = loop {
             match self.codecs.encode(&letter) {
                 Ok(value) => break value,
@@ -141,7 +186,8 @@ impl Appender {
 }
 
 /// Says which record failed, and why (R4.6). Never its content.
-pub(super) fn log_failure(stage: &'static str, record: &Received, attempt: i32, code: &str, cause: &str) {
+pub(super) fn log_failure(stage: &'static str, record: &Received, code: &str, cause: &str) {
+    let attempt = tries(record);
     let position = record.position;
     let Origin { traceparent, correlation } = Origin::of(&record.headers);
     tracing::warn!(

@@ -2,9 +2,10 @@
 //! credit of a round is its weight in batches; when nothing that waits has credit, a new round begins. So high goes before
 //! normal before low, a record that arrives on a higher lane waits for one batch at most, and low never starves (R5.2).
 
+use futures_util::FutureExt as _;
 use futures_util::future::select_all;
 
-use crate::{LogError, PartitionStream, Record, Topic};
+use crate::{LogError, PartitionStream, Received, Record, Topic};
 
 /// The streams of one partition number, most urgent first.
 pub(super) struct Lanes {
@@ -33,15 +34,20 @@ impl Lanes {
         Self { inputs, batch }
     }
 
-    /// Waits until something waits, and takes a batch of it: of one input, in order, at least one record. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<Vec<Record>, LogError> {
-        loop {
-            if let Some(batch) = self.take() {
-                return Ok(batch);
-            }
-            // `ready` of an input that has records returns at once, so none is overlooked.
-            select_all(self.inputs.iter_mut().map(|input| input.stream.ready())).await.0?;
+    /// Waits until something waits. Cancel-safe.
+    pub(super) async fn ready(&mut self) -> Result<(), LogError> {
+        // `ready` of an input that has records returns at once, so none is overlooked.
+        select_all(self.inputs.iter_mut().map(|input| input.stream.ready())).await.0
+    }
+
+    /// A batch of what is at hand, without waiting: of one input, in order; `None` while nothing waits.
+    pub(super) fn at_hand(&mut self) -> Result<Option<Vec<Received>>, LogError> {
+        let mut batch = self.take();
+        // Looking whether it is ready has it fetched, where that is needed.
+        if batch.is_none() && self.ready().now_or_never().transpose()?.is_some() {
+            batch = self.take();
         }
+        Ok(batch.map(|records| records.into_iter().map(Received::from).collect()))
     }
 
     /// The offsets to be read next.

@@ -79,9 +79,17 @@ impl Ledger {
         self.0.lock().iter().map(|((topic, partition), entry)| (*topic, *partition, entry.next)).collect()
     }
 
-    /// When the oldest record that was taken and is not settled was made.
-    pub(super) fn oldest(&self) -> Option<Timestamp> {
-        self.0.lock().values().filter_map(|entry| entry.oldest).min()
+    /// When the oldest record of each partition number was made that was taken and is not settled.
+    pub(super) fn oldest(&self) -> BTreeMap<u32, Option<Timestamp>> {
+        let mut oldest: BTreeMap<u32, Option<Timestamp>> = BTreeMap::new();
+        for ((_, partition), entry) in self.0.lock().iter() {
+            let known = oldest.entry(*partition).or_default();
+            *known = match (*known, entry.oldest) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+        }
+        oldest
     }
 
     fn with(&self, generation: u64, source: (Topic, u32), change: impl FnOnce(&mut Entry)) {
@@ -137,8 +145,8 @@ mod tests {
         let ledger = Ledger::default();
         ledger.assign(1, SOURCE, 0);
         ledger.taken(1, SOURCE, Timestamp::from_millis(7));
-        assert_eq!(ledger.oldest(), Some(Timestamp::from_millis(7)));
+        assert_eq!(ledger.oldest()[&3], Some(Timestamp::from_millis(7)));
         ledger.settle(1, SOURCE, 5, None);
-        assert_eq!(ledger.oldest(), None);
+        assert_eq!(ledger.oldest()[&3], None);
     }
 }

@@ -10,15 +10,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::appender::Appender;
-use super::lanes::Lanes;
 use super::ledger::{Commit, Ledger};
 use super::measures::Measures;
+use super::progress::Seat;
+use super::retry::waiting::Bounds;
 use super::worker::{End, Worker};
 use super::{Deps, Options, Stage};
 use crate::{Assignment, Committer, ConsumerEvent, LogError, PartitionStream, Release, StageError, StartAt, Topic};
 
 /// How often the backlog is measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the log may take to say how much waits.
+const MEASURE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long is waited before a commit of a drain that failed is tried again.
 const COMMIT_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -49,7 +53,9 @@ pub(super) async fn live<S: Stage>(
     shutdown: CancellationToken,
 ) -> Result<(), MemberError> {
     let inputs = stage.inputs();
-    let topics: Vec<Topic> = inputs.iter().map(|(topic, _)| *topic).collect();
+    let topics: Vec<Topic> = inputs.iter().map(|(topic, _)| *topic).chain(S::RETRIES.topics()).collect();
+    let seat = deps.watchdog.sit(S::NAME, None);
+    seat.begin("joining");
     let mut consumer = deps.log.join_patiently(S::NAME, &topics, StartAt::Oldest, S::PATIENCE).await?;
     let ledger = Arc::new(Ledger::default());
     let commits = Arc::new(Commits {
@@ -57,13 +63,18 @@ pub(super) async fn live<S: Stage>(
         ledger: Arc::clone(&ledger),
         committer: consumer.committer(),
         turn: tokio::sync::Mutex::new(()),
+        seat,
     });
+    commits.seat.rest();
     let measures = Measures::new(S::NAME);
     let mut beside = JoinSet::new();
     beside.spawn(commit_regularly(Arc::clone(&commits), Duration::from_millis(options.commit_every_ms.max(1))));
-    beside.spawn(measure_regularly(topics, Arc::clone(&ledger), deps.clone(), measures.clone()));
+    let inputs = inputs.iter().map(|(topic, _)| *topic).collect();
+    beside.spawn(measure_regularly(inputs, topics, Arc::clone(&ledger), deps.clone(), measures.clone()));
     let drain_limit = Duration::from_millis(options.drain_ms);
-    let mut member = Member { stage, deps, options, inputs, ledger, measures, workers: Workers::default() };
+    let of_workers = Arc::clone(&commits);
+    let mut member =
+        Member { stage, deps, options, ledger, commits: of_workers, measures, workers: Workers::default() };
     let lost = loop {
         tokio::select! {
             biased;
@@ -89,8 +100,8 @@ struct Member<S: Stage> {
     stage: Arc<S>,
     deps: Deps,
     options: Options,
-    inputs: Vec<(Topic, u32)>,
     ledger: Arc<Ledger>,
+    commits: Arc<Commits<S>>,
     measures: Measures,
     workers: Workers,
 }
@@ -105,12 +116,12 @@ impl<S: Stage> Member<S> {
         tracing::info!(stage = S::NAME, generation, partitions = ?by_number.keys(), "assigned");
         for (partition, streams) in by_number {
             let drain = CancellationToken::new();
-            let lanes = Lanes::new(streams, &self.inputs, self.options.batch_records.clamp(1, 1_000));
             let worker = Worker {
                 stage: Arc::clone(&self.stage),
                 partition,
                 generation,
                 ledger: Arc::clone(&self.ledger),
+                commits: Arc::clone(&self.commits),
                 appender: Appender {
                     stage: S::NAME,
                     log: Arc::clone(&self.deps.log),
@@ -119,9 +130,15 @@ impl<S: Stage> Member<S> {
                     measures: self.measures.clone(),
                 },
                 clock: self.deps.clock.clone(),
+                bounds: Bounds {
+                    batch: self.options.batch_records.clamp(1, 1_000),
+                    read_ahead: self.options.retry_read_ahead,
+                    most: self.options.retry_records.max(1),
+                },
+                seat: self.deps.watchdog.sit(S::NAME, Some(partition)),
                 drain: drain.clone(),
             };
-            self.workers.spawn(partition, drain, worker.run(lanes));
+            self.workers.spawn(partition, drain, worker.run(streams));
         }
     }
 
@@ -215,14 +232,23 @@ impl Workers {
 }
 
 /// Commits what is settled, one at a time: of two at once, the older could take the newer back.
-struct Commits<S: Stage> {
+pub(super) struct Commits<S: Stage> {
     stage: Arc<S>,
     ledger: Arc<Ledger>,
     committer: Arc<dyn Committer>,
     turn: tokio::sync::Mutex<()>,
+    seat: Seat,
 }
 
 impl<S: Stage> Commits<S> {
+    /// Commits what is settled by now, until that is done.
+    pub(super) async fn until_done(&self) {
+        while let Err(error) = self.now().await {
+            tracing::warn!(stage = S::NAME, %error, "commit failed; trying again");
+            tokio::time::sleep(COMMIT_AGAIN_AFTER).await;
+        }
+    }
+
     async fn now(&self) -> Result<(), CommitError> {
         let _turn = self.turn.lock().await;
         // Looked at before the sync: what is settled during it is not known to be durable.
@@ -230,6 +256,7 @@ impl<S: Stage> Commits<S> {
         if commits.is_empty() {
             return Ok(());
         }
+        self.seat.keep_at("committing");
         self.stage.sync().await?;
         for commit in &commits {
             match self.committer.commit(commit.generation, &commit.offsets).await {
@@ -239,6 +266,7 @@ impl<S: Stage> Commits<S> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.seat.rest();
         Ok(())
     }
 
@@ -270,11 +298,22 @@ async fn commit_regularly<S: Stage>(commits: Arc<Commits<S>>, every: Duration) {
     }
 }
 
-async fn measure_regularly(inputs: Vec<Topic>, ledger: Arc<Ledger>, deps: Deps, measures: Measures) {
+async fn measure_regularly(
+    inputs: Vec<Topic>,
+    topics: Vec<Topic>,
+    ledger: Arc<Ledger>,
+    deps: Deps,
+    mut measures: Measures,
+) {
     let mut ticks = interval(MEASURE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        measures.backlog(&inputs, &ledger, deps.log.as_ref(), &deps.clock).await;
+        measures.progress(&deps.watchdog, &ledger, &deps.clock);
+        // A log that does not answer must not end the watch.
+        let backlog = measures.backlog(&inputs, &topics, &ledger, &deps);
+        if tokio::time::timeout(MEASURE_LIMIT, backlog).await.is_err() {
+            tracing::debug!("the log did not say in time how far it is");
+        }
     }
 }

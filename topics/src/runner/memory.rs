@@ -43,9 +43,14 @@ pub(super) struct MemoryLog {
     arrived: Notify,
     /// What the next appends are answered with, instead of being written.
     pub(super) failures: Mutex<VecDeque<AppendError>>,
+    /// The next appends are written as far as these say, by place in the batch (over again where it is longer), and
+    /// answered as if nobody knew.
+    pub(super) unheard: Mutex<VecDeque<Vec<bool>>>,
     /// Sizes of the batches that were appended by stages.
     pub(super) appends: Mutex<Vec<usize>>,
     pub(super) events: Mutex<Option<mpsc::UnboundedSender<ConsumerEvent>>>,
+    /// The member that owns the partitions: the last one that joined. The commits of others are refused.
+    owner: Mutex<u64>,
 }
 
 impl MemoryLog {
@@ -68,6 +73,15 @@ impl MemoryLog {
 
     pub(super) fn committed(&self, topic: Topic) -> Option<u64> {
         self.committed.lock().get(&(topic, 0)).copied()
+    }
+
+    /// Whether everything that `topics` hold is committed.
+    pub(super) fn is_settled(&self, topics: &[Topic]) -> bool {
+        let (records, committed) = (self.records.lock(), self.committed.lock());
+        topics.iter().all(|topic| {
+            let end = records.get(&(*topic, 0)).map_or(0, Vec::len) as u64;
+            committed.get(&(*topic, 0)).copied().unwrap_or(0) == end
+        })
     }
 
     pub(super) fn stream(self: &Arc<Self>, topic: Topic) -> PartitionStream {
@@ -121,6 +135,13 @@ impl Log for Port {
         if let Some(failure) = self.0.failures.lock().pop_front() {
             return Err(failure);
         }
+        if let Some(written) = self.0.unheard.lock().pop_front() {
+            let written = written.iter().copied().cycle();
+            records.into_iter().zip(written).filter(|(_, written)| *written).for_each(|(new, _)| {
+                self.0.write(new);
+            });
+            return Err(AppendError::Unknown { reason: "nobody heard".to_owned() });
+        }
         self.0.appends.lock().push(records.len());
         Ok(records.into_iter().map(|record| self.0.write(record)).collect())
     }
@@ -130,7 +151,9 @@ impl Log for Port {
         let partitions = topics.iter().map(|topic| self.0.stream(*topic)).collect();
         sender.send(ConsumerEvent::Assigned(Assignment { generation: 1, partitions })).ok();
         *self.0.events.lock() = Some(sender);
-        Ok(Box::new(Member { log: Arc::clone(&self.0), events }))
+        let mut owner = self.0.owner.lock();
+        *owner += 1;
+        Ok(Box::new(Member { log: Arc::clone(&self.0), events, id: *owner }))
     }
 
     async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {
@@ -166,6 +189,7 @@ impl Log for Port {
 struct Member {
     log: Arc<MemoryLog>,
     events: mpsc::UnboundedReceiver<ConsumerEvent>,
+    id: u64,
 }
 
 #[async_trait]
@@ -175,17 +199,22 @@ impl Consumer for Member {
     }
 
     fn committer(&self) -> Arc<dyn Committer> {
-        Arc::new(Commits(Arc::clone(&self.log)))
+        Arc::new(Commits(Arc::clone(&self.log), self.id))
     }
 
     async fn leave(self: Box<Self>) {}
 }
 
-struct Commits(Arc<MemoryLog>);
+struct Commits(Arc<MemoryLog>, u64);
 
 #[async_trait]
 impl Committer for Commits {
     async fn commit(&self, _: u64, offsets: &[(Topic, u32, u64)]) -> Result<(), LogError> {
+        if *self.0.owner.lock() != self.1
+            && let Some((topic, partition, _)) = offsets.first()
+        {
+            return Err(LogError::NotOwned { topic: *topic, partition: *partition });
+        }
         let mut committed = self.0.committed.lock();
         committed.extend(offsets.iter().map(|(topic, partition, offset)| ((*topic, *partition), *offset)));
         Ok(())

@@ -1,9 +1,11 @@
 //! What drives a stage: it alone takes batches, opens spans, appends what a stage forwards, awaits the acknowledgements,
-//! settles offsets in order, commits, pauses, measures and drains. A stage is a decision with its effects around it.
+//! settles offsets in order, tries again, commits, pauses, measures and drains. A stage is a decision with its effects
+//! around it.
 //!
 //! Reads top-down: `member` (the life of a member of a group) → `worker` (one partition number: take, handle, append,
-//! settle) → `lanes` (which input is taken from next), `plan` (what becomes of a batch), `appender` (appends until it is
-//! known) and `ledger` (what may be committed).
+//! settle) → `retry` (what waits in retry topics, and what waits behind it) → `lanes` (which input is taken from next), `plan`
+//! (what becomes of a batch), `appender` (appends until it is known), `ledger` (what may be committed) and `progress`
+//! (whether a stage is stuck).
 
 mod appender;
 mod lanes;
@@ -13,6 +15,8 @@ mod member;
 #[cfg(test)]
 mod memory;
 mod plan;
+mod progress;
+mod retry;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -29,6 +33,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Log, NewRecord, Received, Topic};
 
+pub use progress::{Stuck, Watchdog};
+pub use retry::Retries;
+
+pub use plan::dead_letter;
+
 /// How long is waited before a group that was lost is joined again.
 const REJOIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -42,11 +51,26 @@ pub struct Options {
     pub commit_every_ms: u64,
     /// How long a drain may take before what is unsettled is left to the next owner, in milliseconds (kafka-rules 9).
     pub drain_ms: u64,
+    /// Most records of retry topics that are held in memory for a partition number. What waits beyond that stays in the
+    /// log.
+    pub retry_read_ahead: usize,
+    /// Most records of a partition number that may wait in retry topics, of which about 100 bytes each are kept in memory;
+    /// at that many its inputs wait too.
+    pub retry_records: usize,
+    /// How long a stage may make no progress before it counts as stuck, in milliseconds (R11.2).
+    pub stuck_after_ms: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { batch_records: 100, commit_every_ms: 1_000, drain_ms: 20_000 }
+        Self {
+            batch_records: 100,
+            commit_every_ms: 1_000,
+            drain_ms: 20_000,
+            retry_read_ahead: 10_000,
+            retry_records: 50_000,
+            stuck_after_ms: 60_000,
+        }
     }
 }
 
@@ -57,8 +81,12 @@ pub struct Deps {
     pub log: Arc<dyn Log>,
     /// For dead letters.
     pub codecs: Codecs,
-    /// Decides when a pause is over.
+    /// Decides when a pause is over, and a retry due.
     pub clock: Clock,
+    /// Is told what the stage is at.
+    pub watchdog: Watchdog,
+    /// Is told what waits.
+    pub backlogs: Arc<dyn Backlogs>,
 }
 
 /// Runs `stage` as a member of the group of its name until `shutdown`: then takes nothing more, drains, commits, leaves
@@ -80,6 +108,18 @@ pub async fn run<S: Stage>(stage: Arc<S>, deps: Deps, options: Options, shutdown
     }
 }
 
+/// Is told of what waits before stages.
+pub trait Backlogs: Send + Sync + 'static {
+    /// What waits for this process's member of the group `stage`, each second: of each partition that it owns, the records
+    /// that are not settled. A partition of which that is not known is left out.
+    fn told(&self, stage: &'static str, waits: &[(Topic, u32, u64)]);
+}
+
+/// Nobody needs to know.
+impl Backlogs for () {
+    fn told(&self, _stage: &'static str, _waits: &[(Topic, u32, u64)]) {}
+}
+
 /// What becomes of a record.
 #[derive(Debug)]
 #[must_use]
@@ -88,10 +128,10 @@ pub enum Outcome {
     Forward(Vec<NewRecord>),
     /// Nothing follows; its effects are done.
     Done,
-    /// It failed in a way that may pass. Until the retry topics (R4.1) it is tried again in place, with the delays of
-    /// `eshaar_model::retry`, and holds up its partition; the reason is logged and counted.
+    /// It failed in a way that may pass, and nothing of it was done. It is tried again after the delays of
+    /// `eshaar_model::retry`, as [`Stage::RETRIES`] says; after the last of them it is a dead letter.
     Retry {
-        /// A stable code.
+        /// What was wrong. Never content.
         reason: String,
     },
     /// It can never succeed: to `dead-letters`.
@@ -123,6 +163,9 @@ pub trait Stage: Send + Sync + 'static {
     /// that a recipient waits for.
     const PATIENCE: Duration = Duration::ZERO;
 
+    /// What becomes of records that it wants to try again.
+    const RETRIES: Retries = Retries::InPlace;
+
     /// What the stage remembers of a partition number while it owns it.
     type Partition: Send + 'static;
 
@@ -136,8 +179,13 @@ pub trait Stage: Send + Sync + 'static {
 
     /// Handles a batch of 1 to 100 records of one input topic, in order; returns one outcome for each, in order.
     ///
-    /// When the outcome of a record is `Retry` or `Pause`, those after it in the batch are taken again too, so that order
-    /// holds: effects must bear repetition.
+    /// A batch may hold records that are tried again, beside or without others; [`Received::position`] is always that in
+    /// the input. Records are of one input, and those of one key in the order of their positions.
+    ///
+    /// When the outcome of a record is `Pause`, those after it in the batch are taken again too; and so are, when it is
+    /// `Retry`, those after it of the same key ([`Retries::Ordered`]) or all after it ([`Retries::InPlace`]). Their outcomes
+    /// are not looked at, and what order forbids must not have been done: with `Ordered`, nothing of a key behind the first of
+    /// its records that failed. Otherwise effects must bear repetition.
     async fn handle(&self, partition: &mut Self::Partition, batch: &[Received]) -> Vec<Outcome>;
 
     /// Makes the effects of everything handled so far durable; called before offsets are committed.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use eshaar_model::Timestamp;
 use eshaar_schemas::DeadLetter;
 
+use super::retry::copy::Wait;
 use crate::{NewRecord, Outcome, Received};
 
 /// What a record leads to, once it is decided.
@@ -20,6 +21,10 @@ pub(super) enum Effect {
         /// What was wrong.
         reason: String,
     },
+    /// A copy in a retry topic.
+    Wait(Wait),
+    /// Nothing: a copy of it is in a retry topic.
+    Leave,
 }
 
 /// Why the record behind the settled ones is not settled.
@@ -70,14 +75,13 @@ impl Plan {
     }
 }
 
+/// How often a record that failed now was tried.
+pub(super) fn tries(record: &Received) -> i32 {
+    i32::from(record.attempt.count()) + 1
+}
+
 /// The dead letter of a record.
-pub(super) fn dead_letter(
-    stage: &str,
-    record: &Received,
-    (code, reason): (&str, &str),
-    attempts: i32,
-    at: Timestamp,
-) -> DeadLetter {
+pub fn dead_letter(stage: &str, record: &Received, (code, reason): (&str, &str), at: Timestamp) -> DeadLetter {
     let headers: BTreeMap<String, Bytes> = record
         .headers
         .iter()
@@ -93,7 +97,7 @@ pub(super) fn dead_letter(
         headers,
         code: code.to_owned(),
         reason: reason.to_owned(),
-        attempts,
+        attempts: tries(record),
         at: at.as_millis(),
     }
 }

@@ -14,14 +14,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::{MemoryLog, Port, record};
-use super::{Deps, Options, Outcome, Stage, StageError, run};
+use super::{Deps, Options, Outcome, Stage, StageError, Watchdog, run};
 use crate::{AppendError, Assignment, ConsumerEvent, NewRecord, Received, Release, Topic};
 
 const INPUT: Topic = Topic::MessagesAccepted;
 const OUTPUT: Topic = Topic::LaneNormal;
 
 /// Gives ids, and knows nothing else.
-struct Ids(Mutex<SchemaId>);
+pub(super) struct Ids(pub(super) Mutex<SchemaId>);
 
 #[async_trait]
 impl Registry for Ids {
@@ -124,6 +124,7 @@ struct Rig {
     stage: Arc<Scripted>,
     codecs: Codecs,
     clock: Clock,
+    watchdog: Watchdog,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -141,9 +142,16 @@ impl Rig {
             .await
             .unwrap();
         let (stage, shutdown) = (Arc::new(stage), CancellationToken::new());
-        let deps = Deps { log: Arc::new(Port(Arc::clone(&log))), codecs: codecs.clone(), clock: clock.clone() };
+        let watchdog = Watchdog::new(Duration::from_mins(1));
+        let deps = Deps {
+            log: Arc::new(Port(Arc::clone(&log))),
+            codecs: codecs.clone(),
+            clock: clock.clone(),
+            watchdog: watchdog.clone(),
+            backlogs: Arc::new(()),
+        };
         let task = tokio::spawn(run(Arc::clone(&stage), deps, Options::default(), shutdown.clone()));
-        Self { log, stage, codecs, clock, shutdown, task }
+        Self { log, stage, codecs, clock, watchdog, shutdown, task }
     }
 
     /// Lets `time` pass; as it is paused, no longer than the work takes.
@@ -364,4 +372,29 @@ async fn a_lost_group_is_joined_again() {
     rig.log.write(record(INPUT, "b"));
     rig.pass(SOON).await;
     assert_eq!(rig.log.values(OUTPUT), ["a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_hangs_is_stuck_after_a_minute_and_one_that_pauses_or_tries_again_is_not() {
+    let clock = Clock::manual(Timestamp::from_millis(0));
+    let paused_until = Some(Timestamp::from_millis(3_600_000));
+    let paused = Scripted { paused_until, now: Some(clock.clone()), ..Scripted::default() };
+    let pausing = Rig::with(&["pause"], paused, clock, Arc::default()).await;
+    let (hanging, trying) = (Rig::start(&["a", "hang", "b"]).await, Rig::start(&["retry 100"]).await);
+    hanging.pass(Duration::from_secs(59)).await;
+    assert_eq!(hanging.watchdog.check(), Ok(()));
+    hanging.pass(Duration::from_secs(2)).await;
+    assert_eq!(hanging.watchdog.check(), Err("scripted, partition 0: handling for 61 s".to_owned()));
+    assert_eq!((pausing.watchdog.check(), trying.watchdog.check()), (Ok(()), Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_whose_effects_do_not_become_durable_is_stuck_and_says_so() {
+    let stage = Scripted { sync_fails: Mutex::new(true), ..Scripted::default() };
+    let rig = Rig::with(&["a"], stage, Clock::manual(Timestamp::from_millis(0)), Arc::default()).await;
+    rig.pass(Duration::from_secs(62)).await;
+    assert_eq!(rig.watchdog.stuck()[0].doing, "committing");
+    *rig.stage.sync_fails.lock() = false;
+    rig.pass(SOON).await;
+    assert_eq!(rig.watchdog.check(), Ok(()));
 }

@@ -53,13 +53,112 @@ async fn eventually(what: &str, mut yes: impl AsyncFnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the real engines: ./test"]
 async fn redis_presence_keeps_every_rule_of_the_port() {
-    let options = Options {
+    let options = shared();
+    conformance::all(async || subject(&options).await).await;
+}
+
+fn shared() -> Options {
+    Options {
         addresses: vec![variable("ENGINE_REDIS")],
         password: Some(variable("ENGINE_REDIS_PASSWORD").into()),
         response_timeout_ms: 5_000, // the engines start up around us
         ..Options::default()
-    };
-    conformance::all(async || subject(&options).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn redis_limits_and_depths_keep_every_rule_of_their_ports() {
+    let options = shared();
+    let fresh = async || RedisPresence::connect(Options { prefix: prefix(), ..options.clone() }).await.unwrap();
+    conformance::limits::all(async || {
+        let counters = fresh().await;
+        let timed = Arc::clone(&counters);
+        conformance::limits::Subject { counters, pass: Box::new(move |time| timed.pass(time)) }
+    })
+    .await;
+    conformance::depths::all(async || {
+        let depths = fresh().await;
+        let timed = Arc::clone(&depths);
+        conformance::depths::Subject { depths, pass: Box::new(move |time| timed.pass(time)) }
+    })
+    .await;
+}
+
+/// Prints what a charge costs, for docs/adr/0012: `cargo test -p eshaar-presence -- --ignored --nocapture what_a_charge`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn what_a_charge_costs_when_many_ask_at_once() {
+    use crate::limits::{Counted, Counters as _, Limit, Limits};
+
+    let presence = RedisPresence::connect(Options { prefix: prefix(), ..shared() }).await.unwrap();
+    for callers in [1_u32, 16, 256] {
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..callers)
+            .map(|caller| {
+                let presence = Arc::clone(&presence);
+                let limit = |of, rate: &str| Limit { of, rate: rate.parse().unwrap(), kept: 0 };
+                let of_caller = Counted::Key(format!("k{caller}"));
+                let limits: Limits =
+                    [limit(of_caller, "1000000/min"), limit(Counted::Whole, "1000000/s")].into_iter().collect();
+                tokio::spawn(async move {
+                    for _ in 0..20_000 / callers {
+                        assert_eq!(presence.take(&limits, 1).await.unwrap().granted, 1);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let took = begun.elapsed();
+        println!("{callers} at once: {:.0} charges/s", f64::from(20_000 / callers * callers) / took.as_secs_f64());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn two_processes_share_limits_and_each_counts_alone_while_redis_is_killed() {
+    use crate::limits::{self, Limiter, Manner, Sender};
+
+    let mut server = server::Server::start(&[]);
+    let clock = eshaar_model::Clock::system();
+    let options = limits::Options { user: "100/min".parse().unwrap(), whole: None, bulk_percent: 80 };
+    let mut limiters = Vec::new();
+    for _ in 0..2 {
+        let presence = RedisPresence::connect(server.options()).await.unwrap();
+        assert_eq!(presence.breaker().state(), eshaar_service::breaker::State::Closed);
+        limiters.push((Limiter::shared(options.clone(), Arc::clone(&presence) as _, clock.clone()), presence));
+    }
+    let user = phone(1);
+    let of_user = limiters[0].0.limits_of(Sender { principal: &user, key: None }, Manner::Singly);
+    for count in 0..100 {
+        assert_eq!(limiters[count % 2].0.take(&of_user, 1).await.granted, 1, "{count}");
+    }
+    assert_eq!(limiters[0].0.take(&of_user, 1).await.granted, 0, "the 101st, wherever it comes");
+    assert_eq!(limiters[1].0.take(&of_user, 1).await.granted, 0);
+
+    server.kill();
+    eventually("it counts alone", async || limiters[0].0.take(&of_user, 1).await.granted == 1).await;
+    assert_eq!(limiters[0].0.take(&of_user, 1_000).await.granted, 49, "alone each has all of the limit, less its own");
+    eventually("the breaker is open", async || limiters[0].1.breaker().state() == eshaar_service::breaker::State::Open)
+        .await;
+    let begun = Instant::now();
+    for _ in 0..1_000 {
+        assert_eq!(limiters[0].0.take(&of_user, 1).await.granted, 0);
+    }
+    assert!(begun.elapsed() < Duration::from_millis(500), "nobody waits for Redis: {:?}", begun.elapsed());
+
+    server.start_again();
+    eventually("it counts with the other again", async || works(&limiters[0].1).await && works(&limiters[1].1).await)
+        .await;
+    assert_eq!(limiters[0].0.take(&of_user, 60).await.granted, 60, "the new server has seen nothing");
+    assert_eq!(limiters[1].0.take(&of_user, 60).await.granted, 40);
+    assert_eq!(limiters[0].1.breaker().state(), eshaar_service::breaker::State::Closed);
+}
+
+async fn works(presence: &RedisPresence) -> bool {
+    presence.ping().await.is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,10 +15,6 @@ async fn fails_in_time(presence: &RedisPresence) -> bool {
     }
 }
 
-async fn works(presence: &RedisPresence) -> bool {
-    presence.ping().await.is_ok()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the real engines: ./test"]
 async fn a_server_that_is_killed_and_started_again_is_found_again() {
@@ -164,6 +160,13 @@ async fn a_cluster_keeps_every_rule_of_the_port_and_its_nodes_may_come_back() {
     eventually("the cluster is there", async || check(&options).await.is_ok()).await;
     let calm = Options { response_timeout_ms: 5_000, ..options.clone() };
     conformance::all(async || subject(&calm).await).await;
+    conformance::limits::all(async || {
+        let fresh = Options { prefix: prefix(), ..calm.clone() };
+        let counters = RedisPresence::connect(fresh).await.unwrap();
+        let timed = Arc::clone(&counters);
+        conformance::limits::Subject { counters, pass: Box::new(move |time| timed.pass(time)) }
+    })
+    .await;
 
     let presence = RedisPresence::connect(options).await.unwrap();
     let everyone: Vec<Principal> = (0..100).map(phone).collect();
