@@ -22,35 +22,39 @@ from standardwebhooks import Webhook
 RANK = {"sent": 0, "failed": 1, "expired": 1, "cancelled": 1, "delivered": 2, "read": 3}
 
 
-def certificate(dir: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "receiver")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = dir / "receiver.pem", dir / "receiver.key"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+def certificates(dir: Path) -> tuple[Path, Path]:
+    """An authority's certificate, and in one file the key and certificate for 127.0.0.1 that it issued."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority, name = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "receiver"))
+
+    def issue(to: x509.Name, public_key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(
+            issuer_name=authority,
+            subject_name=to,
+            public_key=public_key,
+            serial_number=x509.random_serial_number(),
+            not_valid_before=now - timedelta(hours=1),
+            not_valid_after=now + timedelta(days=1),
+        )
+        critical = isinstance(extension, x509.BasicConstraints)
+        made = builder.add_extension(extension, critical=critical).sign(authority_key, hashes.SHA256())
+        return made.public_bytes(serialization.Encoding.PEM)
+
+    ca_file, own_file = dir / "authority.pem", dir / "receiver.pem"
+    ca_file.write_bytes(issue(authority, authority_key.public_key(), x509.BasicConstraints(ca=True, path_length=0)))
     plain = serialization.NoEncryption()
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    return paths
+    key_bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    own_file.write_bytes(key_bytes + issue(name, key.public_key(), address))
+    return ca_file, own_file
 
 
 class Receiver:
     """Answers with `status`, and keeps what a good signature came with."""
 
     def __init__(self, dir: Path) -> None:
-        self.ca_file, key = certificate(dir)
+        self.ca_file, own_file = certificates(dir)
         self.secrets: list[str] = []
         self.status = 204
         # In the order of arrival: headers, and the body as it was.
@@ -75,7 +79,7 @@ class Receiver:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.ca_file, key)
+        context.load_cert_chain(own_file)
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
