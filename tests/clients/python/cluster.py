@@ -83,10 +83,11 @@ class Process:
 
 
 class Cluster:
-    """Topics, tables and six processes."""
+    """Topics, tables and six processes, with the defaults but for `settings` (`limits.whole=5/s`)."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *settings: str) -> None:
         self.data_dir = data_dir
+        self.settings = settings
         self.name = f"t{secrets.token_hex(4)}"
         self.prefix = f"{self.name}."
         data_dir.mkdir()
@@ -119,7 +120,8 @@ url = "{engine("REGISTRY")}"
 
     @property
     def options(self) -> list[str]:
-        return ["--data-dir", str(self.data_dir), "--config", str(self.config)]
+        chosen = [word for setting in self.settings for word in ("--set", setting)]
+        return ["--data-dir", str(self.data_dir), "--config", str(self.config), *chosen]
 
     def run(self, *words: str, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """A command of the `eshaar` binary, however it ends."""
@@ -157,8 +159,9 @@ url = "{engine("REGISTRY")}"
     def of(self, role: str, number: int = 0) -> Process:
         return [process for process in self.processes if process.role == role][number]
 
-    def new_key(self, business: str, *permissions: str) -> str:
+    def new_key(self, business: str, *permissions: str, rate: str = "") -> str:
         wanted = [word for permission in permissions or ("messages:send",) for word in ("--permission", permission)]
+        wanted += ["--rate", rate] if rate else []
         return self.cli("keys", "create", "--business", business, *wanted).strip()
 
     def token(self, phone: str) -> str:
