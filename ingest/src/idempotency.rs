@@ -2,10 +2,15 @@
 //!
 //! The first use claims the key in the store, durably, with the id minted for it, before anything is produced. A repeat
 //! finds the claim: with an answer it gets that answer; without one (the first died in between) the message is produced
-//! again with the same id, which the log's readers drop if it stood there already. Only while the first is being answered
+//! again with the same id, which the log's readers drop if it stood there already. Only while the first is being produced
 //! in this very process is a repeat sent away (409).
+//!
+//! However many repeats come at once, one of them asks the store, and the others of this process wait for what it finds:
+//! a client that sends the same thing ten thousand times at once costs the store ten thousand decisions on one row otherwise,
+//! which it makes one after the other.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -16,6 +21,7 @@ use eshaar_service::{Problem, metrics as names};
 use eshaar_store::{Claim, ClaimKey, ClaimStore, Claimed};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use crate::problems;
 
@@ -43,10 +49,35 @@ pub(crate) fn hash_of(kind: &str, body: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(kind).chain_update([0]).chain_update(body).finalize().into()
 }
 
+/// What a request with a key has found out about it, for those that come with the same key meanwhile.
+#[derive(Clone)]
+enum Found {
+    /// Nothing yet: the store is being asked.
+    Nothing,
+    /// The store did not say.
+    Failed(Problem),
+    /// The key belongs to requests of this hash.
+    Claimed { hash: [u8; 32], state: State },
+}
+
+/// How far the request is that a key belongs to.
+#[derive(Clone)]
+enum State {
+    /// Its message is being produced, in this process.
+    Producing,
+    /// It has this answer.
+    Answered(Bytes),
+    /// It has none, and nobody here is about to produce it: who asked first had another body.
+    Open,
+}
+
+/// Who asks about which key, in this process.
+type InFlight = Arc<Mutex<HashMap<ClaimKey, watch::Receiver<Found>>>>;
+
 /// The claims of this process.
 pub(crate) struct Claims {
     store: Arc<dyn ClaimStore>,
-    in_flight: Arc<Mutex<HashSet<ClaimKey>>>,
+    in_flight: InFlight,
 }
 
 /// A key that is ours to act on.
@@ -56,7 +87,10 @@ pub(crate) struct Held {
     pub(crate) id: MessageId,
     /// Whether it was used before.
     pub(crate) repeat: bool,
-    in_flight: Arc<Mutex<HashSet<ClaimKey>>>,
+    /// Of the request that holds it.
+    hash: [u8; 32],
+    found: watch::Sender<Found>,
+    in_flight: InFlight,
 }
 
 impl Drop for Held {
@@ -71,6 +105,12 @@ pub(crate) enum Turn {
     Produce(Held),
     /// Answer this, again.
     Replay(Bytes),
+}
+
+/// Whether a request is the one that asks about its key.
+enum Place {
+    First(Held),
+    Behind(watch::Receiver<Found>),
 }
 
 impl Claims {
@@ -88,34 +128,91 @@ impl Claims {
         now: Timestamp,
     ) -> Result<Turn, Problem> {
         let key = ClaimKey { principal: business.to_string(), key };
-        if !self.in_flight.lock().insert(key.clone()) {
-            return Err(problems::idempotency_in_flight());
+        loop {
+            let mut other = match self.place(&key, minted, hash) {
+                Place::First(held) => return self.ask(held, now).await,
+                Place::Behind(other) => other,
+            };
+            // Where it went away without a word, the next one asks.
+            let Ok(found) = other.wait_for(|found| !matches!(found, Found::Nothing)).await.map(|found| found.clone())
+            else {
+                continue;
+            };
+            match found {
+                Found::Nothing => {}
+                Found::Failed(problem) => return Err(problem),
+                Found::Claimed { hash: of, .. } if of != hash => return Err(problems::idempotency_mismatch()),
+                Found::Claimed { state: State::Producing, .. } => return Err(problems::idempotency_in_flight()),
+                Found::Claimed { state: State::Answered(answer), .. } => return Ok(replay(answer)),
+                // Whoever said so lets go of the key at once.
+                Found::Claimed { state: State::Open, .. } => tokio::task::yield_now().await,
+            }
         }
-        // From here on, whatever happens, the key is let go of by `held`.
-        let mut held = Held { key, id: minted, repeat: false, in_flight: Arc::clone(&self.in_flight) };
-        let claim =
-            Claim { body_hash: hash, minted: Bytes::copy_from_slice(minted.as_bytes()), answer: None, claimed_at: now };
-        let earlier = match self.store.claim(&held.key, claim).await.map_err(|error| problems::store(&error))? {
-            Claimed::First => return Ok(Turn::Produce(held)),
-            Claimed::Repeat(earlier) => earlier,
+    }
+
+    /// The request's place among those of this process with the same key.
+    fn place(&self, key: &ClaimKey, minted: MessageId, hash: [u8; 32]) -> Place {
+        match self.in_flight.lock().entry(key.clone()) {
+            Entry::Occupied(other) => Place::Behind(other.get().clone()),
+            Entry::Vacant(free) => {
+                let (found, others) = watch::channel(Found::Nothing);
+                free.insert(others);
+                let in_flight = Arc::clone(&self.in_flight);
+                Place::First(Held { key: key.clone(), id: minted, repeat: false, hash, found, in_flight })
+            }
+        }
+    }
+
+    /// Asks the store whose the key is. Whatever happens, it is let go of by `held`, once the others are told.
+    async fn ask(&self, mut held: Held, now: Timestamp) -> Result<Turn, Problem> {
+        let (hash, minted) = (held.hash, Bytes::copy_from_slice(held.id.as_bytes()));
+        let claim = Claim { body_hash: hash, minted, answer: None, claimed_at: now };
+        let earlier = match self.store.claim(&held.key, claim).await {
+            Ok(Claimed::First) => {
+                held.tell(hash, State::Producing);
+                return Ok(Turn::Produce(held));
+            }
+            Ok(Claimed::Repeat(earlier)) => earlier,
+            Err(error) => {
+                let problem = problems::store(&error);
+                held.found.send_replace(Found::Failed(problem.clone()));
+                return Err(problem);
+            }
         };
-        if earlier.body_hash != hash {
+        let of = earlier.body_hash;
+        if let Some(answer) = earlier.answer {
+            held.tell(of, State::Answered(answer.clone()));
+            return if of == hash { Ok(replay(answer)) } else { Err(problems::idempotency_mismatch()) };
+        }
+        if of != hash {
+            held.tell(of, State::Open);
             return Err(problems::idempotency_mismatch());
         }
         metrics::counter!(names::INGEST_REPEATED).increment(1);
-        if let Some(answer) = earlier.answer {
-            return Ok(Turn::Replay(answer));
-        }
         held.id = MessageId::from_bytes(&earlier.minted).map_err(|_| problems::internal())?;
         held.repeat = true;
+        held.tell(hash, State::Producing);
         Ok(Turn::Produce(held))
     }
 
     /// Keeps the answer for repeats. When that fails nothing is lost: a repeat is produced again, with the same id.
     pub(crate) async fn answered(&self, held: &Held, answer: Bytes) {
         let minted = Bytes::copy_from_slice(held.id.as_bytes());
-        if let Err(error) = self.store.answered(&held.key, &minted, answer).await {
+        let kept = self.store.answered(&held.key, &minted, answer.clone()).await;
+        held.tell(held.hash, State::Answered(answer));
+        if let Err(error) = kept {
             tracing::warn!(%error, "the answer of an idempotent request could not be kept");
         }
     }
+}
+
+impl Held {
+    fn tell(&self, hash: [u8; 32], state: State) {
+        self.found.send_replace(Found::Claimed { hash, state });
+    }
+}
+
+fn replay(answer: Bytes) -> Turn {
+    metrics::counter!(names::INGEST_REPEATED).increment(1);
+    Turn::Replay(answer)
 }

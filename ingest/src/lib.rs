@@ -23,6 +23,7 @@ mod openapi;
 mod options;
 mod problems;
 mod query;
+mod queues;
 mod read;
 mod router;
 mod stream;
@@ -94,8 +95,8 @@ pub(crate) struct Inner {
 impl App {
     pub(crate) fn new(deps: Deps, options: Options) -> Self {
         let claims = idempotency::Claims::new(Arc::clone(&deps.store.claims));
-        let (limits, depths) = (Arc::clone(&deps.limits), Arc::clone(&deps.depths));
-        let admission = admission::Admission::new(limits, depths, &options.queue, options.bulk.patience());
+        let (limits, depths, log) = (Arc::clone(&deps.limits), Arc::clone(&deps.depths), Arc::clone(&deps.log));
+        let admission = admission::Admission::new(limits, depths, log, &options.queue, options.bulk.patience());
         let bulk_slots = Arc::new(tokio::sync::Semaphore::new(options.bulk.concurrent.get()));
         Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, admission, bulk_slots }))
     }

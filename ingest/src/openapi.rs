@@ -9,7 +9,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use serde::{Deserialize, Serialize};
-use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
@@ -27,7 +27,7 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
 
 /// What an operation may answer besides what it is for: its name, and these.
 const PROBLEMS: [(&str, &[u16]); 19] = [
-    ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 500, 503]),
+    ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
@@ -47,6 +47,9 @@ const PROBLEMS: [(&str, &[u16]); 19] = [
     ("get_dead_letter_task", &[400, 401, 403, 404, 500, 503]),
     ("read_audit", &[400, 401, 403, 500, 503]),
 ];
+
+/// Operations that are limited by rates, each with the answer, besides 429, that says where its caller stands.
+const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "200")];
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -379,12 +382,37 @@ fn share(operation: &mut Operation) {
     for status in statuses.unwrap_or_default() {
         operation.responses.responses.insert(status.to_string(), RefOr::T(problem(*status)));
     }
-    for response in operation.responses.responses.values_mut() {
+    let limited = LIMITED.iter().find(|(known, _)| *known == name).map(|(_, status)| *status);
+    for (status, response) in &mut operation.responses.responses {
         if let RefOr::T(response) = response {
+            if limited.is_some_and(|of| of == status || status == "429") {
+                response.headers.extend(rate_limits());
+            }
             let header = HeaderBuilder::new().schema(Some(text("^[!-~]{1,64}$"))).build();
             response.headers.insert("X-Correlation-Id".to_owned(), RefOr::T(header));
         }
     }
+}
+
+/// What says where a caller stands; none of it where nothing is limited.
+fn rate_limits() -> [(String, RefOr<Header>); 2] {
+    let header = |name: &str, description: &str, example: &str| {
+        let schema = ObjectBuilder::new().schema_type(Type::String).examples([example]);
+        let header = HeaderBuilder::new().description(Some(description)).schema(Some(schema)).build();
+        (name.to_owned(), RefOr::T(header))
+    };
+    [
+        header(
+            "RateLimit-Policy",
+            "The limits that hold for you (draft-ietf-httpapi-ratelimit-headers-11): `q` messages within `w` seconds each",
+            r#""key";q=1000;w=60, "service";q=10000;w=1"#,
+        ),
+        header(
+            "RateLimit",
+            "What is left of each: `r` messages, and no more within `t` seconds",
+            r#""key";r=998;t=59, "service";r=9999;t=1"#,
+        ),
+    ]
 }
 
 fn problem(status: u16) -> utoipa::openapi::Response {
@@ -398,16 +426,22 @@ fn problem(status: u16) -> utoipa::openapi::Response {
         413 => "The body is too large",
         415 => "The type or encoding of the body is not one of those named here",
         422 => "The Idempotency-Key was used with another body",
+        429 => "Your rate, or everybody's, is reached; nothing was accepted: see `Retry-After`",
         500 => "A failure of this service",
-        _ => "Overloaded, stopping, or an engine does not answer: see `Retry-After`",
+        _ => {
+            "Too much waits, too much is asked at once, an engine does not answer, or this process stops: see `Retry-After`"
+        }
     };
     let content = Content::new(Some(Ref::from_schema_name("Problem")));
     let response = ResponseBuilder::new().description(description).content("application/problem+json", content);
-    let integer = || HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::Integer))).build();
+    let seconds = || {
+        let schema = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
+        HeaderBuilder::new().description(Some("Seconds to wait before it is asked again")).schema(Some(schema)).build()
+    };
     let string = || HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String))).build();
     match status {
         401 => response.header("WWW-Authenticate", string()).build(),
-        409 | 503 => response.header("Retry-After", integer()).build(),
+        409 | 429 | 503 => response.header("Retry-After", seconds()).build(),
         _ => response.build(),
     }
 }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use crate::failed::Failed;
 use crate::http_client::{Endpoint, Endpoints};
 use crate::process::Process;
 use crate::run::Access;
@@ -83,12 +84,18 @@ struct Member {
     /// Its id while it runs, for those who only look.
     pid: SyncMutex<Option<u32>>,
     starts: SyncMutex<Vec<Duration>>,
+    stops: SyncMutex<Vec<Duration>>,
 }
 
 impl Member {
     fn new(role: Role, process: Process) -> Self {
-        let member =
-            Self { role, pid: SyncMutex::default(), starts: SyncMutex::default(), process: Mutex::new(process) };
+        let member = Self {
+            role,
+            pid: SyncMutex::default(),
+            starts: SyncMutex::default(),
+            stops: SyncMutex::default(),
+            process: Mutex::new(process),
+        };
         if let Ok(process) = member.process.try_lock() {
             member.note(&process);
         }
@@ -98,6 +105,7 @@ impl Member {
     fn note(&self, process: &Process) {
         *self.pid.lock() = process.pid().ok();
         self.starts.lock().clone_from(&process.starts);
+        self.stops.lock().clone_from(&process.stops);
     }
 }
 
@@ -148,6 +156,21 @@ impl Cluster {
     /// From process start to serving, of each start.
     pub fn starts(&self) -> Vec<Duration> {
         self.members.iter().flat_map(|member| member.starts.lock().clone()).collect()
+    }
+
+    /// From SIGTERM to the end, of each process that was told to stop.
+    pub fn stops(&self) -> Vec<Duration> {
+        self.members.iter().flat_map(|member| member.stops.lock().clone()).collect()
+    }
+
+    /// What the stages failed on until now.
+    pub async fn failed(&self) -> anyhow::Result<Failed> {
+        let topics = once(&self.options, self.dir.path(), &["topics", "list"]).await?;
+        let mut metrics = Vec::new();
+        for member in &self.members {
+            metrics.push(member.process.lock().await.metrics().await?);
+        }
+        Failed::read(&topics, &metrics)
     }
 
     fn member(&self, role: Role, number: usize) -> anyhow::Result<&Member> {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::accounts::{Inbox, Sent, Verdict};
 use crate::clock::RunClock;
 use crate::events::Events;
+use crate::failed::Failed;
 use crate::history;
 use crate::procfs::{Machine, ensure_descriptors};
 use crate::recipient::Recipient;
@@ -45,6 +46,14 @@ impl Target {
     /// The processes that run now, where we started them.
     pub fn processes(&self) -> Vec<Process> {
         self.spawned.as_ref().map_or_else(Vec::new, Spawned::processes)
+    }
+
+    /// What the stages failed on, where we started them.
+    async fn failed(&self) -> anyhow::Result<Option<Failed>> {
+        match &self.spawned {
+            Some(spawned) => Ok(Some(spawned.failed().await?)),
+            None => Ok(None),
+        }
     }
 }
 
@@ -90,6 +99,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     let total_s = since_first();
     drive.watch.sample(&drive.target.processes());
     let usage = drive.watch.usage(run.totals.accepted.get());
+    let failed = drive.target.failed().await?;
     sleep(Duration::from_millis(run.scenario.checks.settle_ms)).await;
     run.stop.cancel();
 
@@ -110,7 +120,9 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         steady_ms: run.steady_latency.percentiles(),
         other_ms: run.other_latency.percentiles(),
         traffic: Traffic::from(&run.totals),
-        starts_ms: starts_ms(drive.target),
+        starts_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::starts)),
+        stops_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::stops)),
+        failed,
         usage,
         failures: Vec::new(),
     };
@@ -256,9 +268,8 @@ fn accounts<'a>(sent: &'a [Sent], received: &'a [Inbox]) -> impl Iterator<Item =
     (0..).zip(sent).zip(received).map(|((recipient, sent), inbox)| (recipient, sent, inbox))
 }
 
-fn starts_ms(target: &Target) -> Vec<f64> {
-    let starts = target.spawned.as_ref().map_or_else(Vec::new, Spawned::starts);
-    starts.iter().map(|start| start.as_secs_f64() * 1e3).collect()
+fn milliseconds(times: impl IntoIterator<Item = Duration>) -> Vec<f64> {
+    times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect()
 }
 
 fn progress(messages: u64) -> anyhow::Result<ProgressBar> {

@@ -6,6 +6,7 @@ mod clock;
 mod cluster;
 mod drive;
 mod events;
+mod failed;
 mod frame;
 mod history;
 mod http_client;

@@ -22,6 +22,9 @@ const POLL: Duration = Duration::from_millis(5);
 /// Longest time for a process to end when it is told to (R6.6).
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest time for the metrics of a process.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A process, and how it was started.
 pub struct Process {
     program: PathBuf,
@@ -31,6 +34,8 @@ pub struct Process {
     child: Child,
     /// From process start to serving, of each start.
     pub starts: Vec<Duration>,
+    /// From SIGTERM to its end, of each time that it was told to stop.
+    pub stops: Vec<Duration>,
 }
 
 impl Process {
@@ -40,7 +45,7 @@ impl Process {
         let endpoint: Endpoint = format!("http://127.0.0.1:{}", free_port()?).parse()?;
         let child = spawn(program, &arguments, &log, &endpoint)?;
         let program = program.to_owned();
-        let mut process = Self { program, arguments, log, endpoint, child, starts: Vec::new() };
+        let mut process = Self { program, arguments, log, endpoint, child, starts: Vec::new(), stops: Vec::new() };
         process.wait_until_serving(Instant::now()).await?;
         Ok(process)
     }
@@ -77,14 +82,23 @@ impl Process {
         Ok(())
     }
 
-    /// Tells it to end, and waits until it has: well, and in time. How long it took.
-    pub async fn stop(&mut self) -> anyhow::Result<Duration> {
+    /// Tells it to end, and waits until it has: well, and in time.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
         self.signal("TERM").await?;
         let ended = timeout(STOP_TIMEOUT, self.child.wait()).await;
         let status = ended.with_context(|| format!("it did not stop within {} s", STOP_TIMEOUT.as_secs()))??;
         ensure!(status.success(), "it stopped with {status}; its last words:\n{}", self.last_words());
-        Ok(begin.elapsed())
+        self.stops.push(begin.elapsed());
+        Ok(())
+    }
+
+    /// What it shows at `/metrics`.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let mut client = Client::new(self.endpoint.clone().into(), 0, "")?;
+        let answer = client.get("/metrics", METRICS_TIMEOUT).await.context("reading /metrics")?;
+        ensure!(answer.status.is_success(), "/metrics was answered {}", answer.status);
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
     }
 
     fn still_running(&mut self) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::accounts::Verdict;
+use crate::failed::Failed;
 use crate::measure::{Percentiles, Totals};
 use crate::procfs::Machine;
 use crate::scenario::Checks;
@@ -44,6 +45,10 @@ pub struct Report {
     pub traffic: Traffic,
     /// From process start to serving, for each start of a spawned server, in milliseconds.
     pub starts_ms: Vec<f64>,
+    /// From SIGTERM to the end of a process, for each that was told to stop, in milliseconds.
+    pub stops_ms: Vec<f64>,
+    /// What stages failed on; `None` for a server that was not spawned.
+    pub failed: Option<Failed>,
     /// CPU and memory.
     pub usage: Usage,
     /// Why the run failed; empty where it did not.
@@ -97,6 +102,17 @@ impl Report {
         forbid(gaps > 0, format!("{gaps} cursors were not known to the server that had given them"));
         forbid(protocol_errors > 0, format!("{protocol_errors} frames or closes that the protocol forbids"));
         forbid(self.accounts.refused > 0, format!("{} messages were refused", self.accounts.refused));
+        if checks.no_attempts
+            && let Some(failed) = self.failed.filter(|failed| failed.any())
+        {
+            forbid(true, format!("{failed}: none are allowed"));
+        }
+        let growth_mib = self.usage.growth() >> 20;
+        let most_mib = checks.memory_growth_mib;
+        forbid(
+            most_mib > 0 && growth_mib > most_mib,
+            format!("memory grew by {growth_mib} MiB, at most {most_mib} are allowed"),
+        );
         let limit = |percentile: f64, limit_ms: u64| limit_ms > 0 && percentile > limit_ms as f64;
         let Percentiles { p95, p99, .. } = self.steady_ms;
         forbid(limit(p95, checks.p95_ms), format!("p95 is {p95:.1} ms, at most {} ms are allowed", checks.p95_ms));
@@ -153,9 +169,14 @@ impl fmt::Display for Report {
             write_percentiles(f, name, percentiles)?;
         }
         self.traffic.fmt(f)?;
-        if !self.starts_ms.is_empty() {
-            let starts: Vec<String> = self.starts_ms.iter().map(|ms| format!("{ms:.0}")).collect();
-            writeln!(f, "starts               {} ms to serving", starts.join(", "))?;
+        for (name, times, until) in [("starts", &self.starts_ms, "serving"), ("stops", &self.stops_ms, "the end")] {
+            let times: Vec<String> = times.iter().map(|ms| format!("{ms:.0}")).collect();
+            if !times.is_empty() {
+                writeln!(f, "{name:<21}{} ms to {until}", times.join(", "))?;
+            }
+        }
+        if let Some(failed) = &self.failed {
+            writeln!(f, "stages failed        {failed}")?;
         }
         self.usage.fmt(f)?;
         for failure in &self.failures {
@@ -239,6 +260,9 @@ impl fmt::Display for Usage {
             mib(self.resident_before),
             mib(self.resident_peak),
             mib(self.resident_after)
-        )
+        )?;
+        let over_time: Vec<String> =
+            self.resident_over_time.iter().map(|bytes| format!("{:.0}", mib(*bytes))).collect();
+        writeln!(f, "                     in equal steps of time: {}", over_time.join(" "))
     }
 }

@@ -158,11 +158,24 @@ pub struct Checks {
     pub p99_ms: u64,
     /// Messages a second that must be reached while sending: accepted, and delivered to steady recipients.
     pub min_rate: u64,
+    /// Whether no stage may have failed on a record: no attempt spent, nothing in retry topics, no dead letter.
+    pub no_attempts: bool,
+    /// By how much the memory of all processes together may grow, in MiB.
+    pub memory_growth_mib: u64,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { drain_timeout_ms: 20_000, settle_ms: 500, history_sample: 0.1, p95_ms: 0, p99_ms: 0, min_rate: 0 }
+        Self {
+            drain_timeout_ms: 20_000,
+            settle_ms: 500,
+            history_sample: 0.1,
+            p95_ms: 0,
+            p99_ms: 0,
+            min_rate: 0,
+            no_attempts: false,
+            memory_growth_mib: 0,
+        }
     }
 }
 

@@ -171,7 +171,7 @@ enum Why {
     Timeout,
     /// 5xx or 409: what became of it is not certain.
     Status,
-    /// 429: nothing came of it.
+    /// 429, or a full queue: nothing came of it.
     TurnedAway,
 }
 
@@ -215,11 +215,24 @@ fn judge(mode: Mode, lines: usize, result: Result<Answer, CallError>) -> Judgeme
     }
     match answer.status {
         StatusCode::TOO_MANY_REQUESTS => Judgement::Again(Why::TurnedAway, answer.retry_after),
+        StatusCode::SERVICE_UNAVAILABLE if is_queue_full(&answer.body) => {
+            Judgement::Again(Why::TurnedAway, answer.retry_after)
+        }
         // 409 is "the first use of this key is still under way".
         StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT => Judgement::Again(Why::Status, answer.retry_after),
         status if status.is_server_error() => Judgement::Again(Why::Status, answer.retry_after),
         _ => Judgement::Settled(Attempts::All(Attempt::Refused)),
     }
+}
+
+/// Whether a problem is that too many messages wait: then nothing was taken.
+fn is_queue_full(body: &[u8]) -> bool {
+    /// What is read of a problem.
+    #[derive(Deserialize)]
+    struct Problem {
+        code: String,
+    }
+    serde_json::from_slice(body).is_ok_and(|Problem { code }| code == "queue_full")
 }
 
 /// The last line of a bulk answer.
@@ -299,6 +312,7 @@ mod tests {
         assert_eq!(judged(Mode::Single, 1, 202, "{}"), settled(Attempt::Accepted));
         assert_eq!(judged(Mode::Single, 1, 400, "{}"), settled(Attempt::Refused));
         assert_eq!(judged(Mode::Single, 1, 429, ""), Judgement::Again(Why::TurnedAway, None));
+        assert_eq!(judged(Mode::Single, 1, 503, r#"{"code":"queue_full"}"#), Judgement::Again(Why::TurnedAway, None));
         for status in [409, 500, 503] {
             assert_eq!(judged(Mode::Single, 1, status, ""), Judgement::Again(Why::Status, None));
         }

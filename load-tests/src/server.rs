@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
+use tokio::process::Command;
 use tokio::time::sleep;
 
+use crate::failed::Failed;
 use crate::process::Process;
 use crate::run::Access;
 use crate::token::Minter;
@@ -28,6 +30,7 @@ pub struct Options {
 /// A running server.
 pub struct Server {
     process: Process,
+    program: PathBuf,
     data_dir: PathBuf,
     /// Removed when dropped.
     _temporary: Option<TempDir>,
@@ -47,7 +50,7 @@ impl Server {
         let settings = std::iter::once(UNLIMITED.to_owned()).chain(options.settings);
         arguments.extend(settings.flat_map(|setting| ["--set".to_owned(), setting]));
         let process = Process::start(&options.program, arguments, data_dir.join("server.log")).await?;
-        Ok(Self { process, data_dir, _temporary: temporary })
+        Ok(Self { process, program: options.program, data_dir, _temporary: temporary })
     }
 
     /// What its first start wrote for its users: the demo business's key and the secret of the tokens.
@@ -69,6 +72,16 @@ impl Server {
     /// From process start to serving, of each start.
     pub fn starts(&self) -> &[Duration] {
         &self.process.starts
+    }
+
+    /// What the stages failed on until now.
+    pub async fn failed(&self) -> anyhow::Result<Failed> {
+        let mut command = Command::new(&self.program);
+        command.args(["topics", "list", "--data-dir"]).arg(&self.data_dir).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("starting {}", self.program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "eshaar topics list failed:\n{said}");
+        Failed::read(&String::from_utf8_lossy(&output.stdout), &[self.process.metrics().await?])
     }
 
     /// Kills it with SIGKILL, leaves it down for a while, and starts it again on the same data and port.

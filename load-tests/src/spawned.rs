@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::Cluster;
+use crate::failed::Failed;
 use crate::server::Server;
 use crate::watch::Process;
 
@@ -29,6 +30,22 @@ impl Spawned {
         match self {
             Self::Server(server) => server.starts().to_vec(),
             Self::Cluster(cluster) => cluster.starts(),
+        }
+    }
+
+    /// From SIGTERM to the end, of each process that was told to stop.
+    pub fn stops(&self) -> Vec<Duration> {
+        match self {
+            Self::Server(_) => Vec::new(),
+            Self::Cluster(cluster) => cluster.stops(),
+        }
+    }
+
+    /// What the stages failed on until now.
+    pub async fn failed(&self) -> anyhow::Result<Failed> {
+        match self {
+            Self::Server(server) => server.failed().await,
+            Self::Cluster(cluster) => cluster.failed().await,
         }
     }
 }

@@ -22,7 +22,12 @@ pub struct Watch {
     resident_before: Option<u64>,
     resident_peak: u64,
     resident_last: u64,
+    /// Of each sample.
+    resident: Vec<u64>,
 }
+
+/// Most values of memory over time that are shown.
+const SHOWN: usize = 20;
 
 /// CPU time of a group of threads, for each message.
 #[derive(Clone, Debug, Serialize)]
@@ -48,6 +53,15 @@ pub struct Usage {
     pub resident_peak: u64,
     /// At the end, in bytes.
     pub resident_after: u64,
+    /// In steps of equal length from the beginning to the end, in bytes.
+    pub resident_over_time: Vec<u64>,
+}
+
+impl Usage {
+    /// By how much the server's memory grew at most, in bytes.
+    pub const fn growth(&self) -> u64 {
+        self.resident_peak.saturating_sub(self.resident_before)
+    }
 }
 
 impl Watch {
@@ -59,6 +73,7 @@ impl Watch {
             resident_before: None,
             resident_peak: 0,
             resident_last: 0,
+            resident: Vec::new(),
         };
         watch.look(server, true);
         watch
@@ -79,6 +94,7 @@ impl Watch {
             self.resident_before.get_or_insert(resident);
             self.resident_peak = self.resident_peak.max(resident);
             self.resident_last = resident;
+            self.resident.push(resident);
         }
     }
 
@@ -96,6 +112,12 @@ impl Watch {
             resident_before: self.resident_before.unwrap_or(0),
             resident_peak: self.resident_peak,
             resident_after: self.resident_last,
+            resident_over_time: self
+                .resident
+                .iter()
+                .step_by(self.resident.len().div_ceil(SHOWN).max(1))
+                .copied()
+                .collect(),
         }
     }
 }

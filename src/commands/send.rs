@@ -72,7 +72,7 @@ async fn bulk(arguments: &SendArguments, key: &str, file: &Path) -> anyhow::Resu
     let counted = progress.clone();
     let body = ReaderStream::with_capacity(progress.wrap_async_read(input), 64 * 1024);
     let url = format!("{}/v1/messages/bulk", arguments.server.url);
-    let mut request = reqwest::Client::new()
+    let mut request = patient()?
         .post(&url)
         .bearer_auth(key)
         .header("Content-Type", "application/x-ndjson")
@@ -105,6 +105,15 @@ async fn bulk(arguments: &SendArguments, key: &str, file: &Path) -> anyhow::Resu
     println!("{accepted} accepted, {rejected} refused");
     anyhow::ensure!(rejected == 0, "{rejected} lines were refused");
     Ok(())
+}
+
+/// A client that waits as long as the server reads nothing: an upload is read as fast as the key may send, which may be
+/// slower than TCP's user timeout allows (30 s, where reqwest sets it).
+fn patient() -> reqwest::Result<reqwest::Client> {
+    let client = reqwest::Client::builder();
+    #[cfg(target_os = "linux")]
+    let client = client.tcp_user_timeout(None);
+    client.build()
 }
 
 /// The input and, where it is known, its size in bytes.

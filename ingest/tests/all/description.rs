@@ -43,6 +43,31 @@ async fn every_operation_says_who_may_call_it_and_every_problem_it_may_answer() 
 }
 
 #[tokio::test]
+async fn what_is_to_be_asked_again_later_says_when_and_limits_say_where_a_caller_stands() {
+    let document = Fixture::new().await.get("/openapi.json", "").await.json();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                let has = |header: &str| answer["headers"].get(header).is_some();
+                let later = ["409", "429", "503"].contains(&status.as_str());
+                assert_eq!(has("Retry-After"), later, "{method} {path}: {status}");
+                let limited = match path.as_str() {
+                    "/v1/messages" => method == "post" && ["202", "429"].contains(&status.as_str()),
+                    "/v1/messages/bulk" => status == "200",
+                    _ => false,
+                };
+                assert_eq!(
+                    (has("RateLimit"), has("RateLimit-Policy")),
+                    (limited, limited),
+                    "{method} {path}: {status}"
+                );
+            }
+        }
+    }
+    assert!(document["paths"]["/v1/messages"]["post"]["responses"]["429"].is_object());
+}
+
+#[tokio::test]
 async fn what_is_answered_is_what_is_described() {
     let fixture = Fixture::new().await;
     let document = fixture.get("/openapi.json", "").await.json();

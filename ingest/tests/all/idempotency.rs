@@ -77,6 +77,50 @@ async fn a_repeat_while_the_first_is_in_flight_is_409_and_later_gets_its_answer(
 }
 
 #[tokio::test]
+async fn repeats_that_come_together_after_the_first_was_answered_all_get_its_answer() {
+    let fixture = Fixture::new().await;
+    let credential = fixture.sender().await;
+    let first = send(&fixture, &credential, "k", "a").await;
+    let fresh = fixture.restarted();
+    let send = |content: &str| call(&fresh, submission(&credential, &[("idempotency-key", "k")], body(content)));
+    let (same, changed) = tokio::join!(
+        futures_util::future::join_all((0..200).map(|_| send("a"))),
+        futures_util::future::join_all((0..200).map(|_| send("b"))),
+    );
+    for repeat in same {
+        assert_eq!((repeat.status.as_u16(), repeat.header("idempotency-replayed")), (202, Some("true")));
+        assert_eq!(repeat.body, first.body);
+    }
+    for repeat in changed {
+        assert_eq!(repeat.problem(422), "idempotency_mismatch");
+    }
+    assert_eq!(fixture.accepted().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_first_whose_sender_goes_away_leaves_its_key_to_the_next() {
+    let fixture = Arc::new(Fixture::new().await);
+    let credential = fixture.sender().await;
+    let closed = fixture.log.gate.acquire_many(1_000).await.unwrap();
+    let first = tokio::spawn({
+        let (fixture, credential) = (Arc::clone(&fixture), credential.clone());
+        async move { send(&fixture, &credential, "k", "a").await }
+    });
+    while fixture.log.appends.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(send(&fixture, &credential, "k", "b").await.problem(422), "idempotency_mismatch");
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    drop(closed);
+    assert_eq!(send(&fixture, &credential, "k", "b").await.problem(422), "idempotency_mismatch");
+    let again = send(&fixture, &credential, "k", "a").await;
+    assert_eq!((again.status.as_u16(), again.header("idempotency-replayed")), (202, Some("true")));
+    let ids: Vec<_> = fixture.accepted().await.iter().map(|record| fixture.message(record).id.to_string()).collect();
+    assert!(ids.iter().all(|id| *id == again.json()["id"]), "{ids:?}");
+}
+
+#[tokio::test]
 async fn a_claim_that_was_never_produced_is_produced_again_with_the_same_id() {
     let fixture = Fixture::new().await;
     let credential = fixture.sender().await;
