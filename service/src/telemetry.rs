@@ -30,7 +30,7 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter is not one.
-    #[error("log.filter is not a filter: {0}")]
+    #[error("logging.filter is not a filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// Something else has set up logging in this process.
     #[error("logging was set up twice in this process")]

@@ -51,6 +51,8 @@ struct App {
     cursor: Option<Value>,
     got: Vec<MessageId>,
     unacked: Vec<MessageId>,
+    /// How often it waited since it last answered a ping: a phone that is silent for longer is disconnected.
+    silent: u32,
 }
 
 impl App {
@@ -63,6 +65,7 @@ impl App {
 
     /// Takes what comes within a second.
     async fn read(&mut self) {
+        self.silent = 0;
         while let Ok(frame) = tokio::time::timeout(Duration::from_secs(3), self.client.next()).await {
             assert!(matches!(frame["op"].as_str(), Some("message" | "welcome" | "caught_up")), "{frame}");
             if let Some(cursor) = frame.get("cursor") {
@@ -93,6 +96,7 @@ impl App {
             self.client.0.close(None).await.unwrap();
         }
         self.unacked.clear();
+        self.silent = 0;
         self.client = Self::connect(world, self.cursor.as_ref()).await;
     }
 }
@@ -109,7 +113,7 @@ fn without_prev(world: &World, appended: &Appended) -> NewRecord {
 async fn play(events: Vec<Event>) -> Result<(), TestCaseError> {
     let mut world = World::with(Options { window: 12, hints: 4, page: 5, ..Options::default() }).await;
     let client = App::connect(&world, None).await;
-    let mut app = App { client, cursor: None, got: vec![], unacked: vec![] };
+    let mut app = App { client, cursor: None, got: vec![], unacked: vec![], silent: 0 };
     let (mut appended, mut held): (Vec<Appended>, Vec<NewRecord>) = (vec![], vec![]);
     for event in events {
         match event {
@@ -132,7 +136,11 @@ async fn play(events: Vec<Event>) -> Result<(), TestCaseError> {
                 }
             }
             Event::Reconnect { clean } => app.reconnect(&world, clean).await,
-            Event::Wait => tokio::time::sleep(Duration::from_secs(15)).await,
+            Event::Wait if app.silent == 2 => {}
+            Event::Wait => {
+                app.silent += 1;
+                tokio::time::sleep(Duration::from_secs(15)).await;
+            }
         }
     }
     app.reconnect(&world, false).await;

@@ -6,11 +6,14 @@ A trigger in the store's file refuses them. It is made and dropped by another co
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable
 from datetime import datetime
 from itertools import count, pairwise
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,11 +21,13 @@ import pytest
 from business import Business
 from operator_client import Operator
 from phone import START, Phone, Session, contents
-from server import Server
+from server import REPOSITORY, Server, binary, environment
 
 DELAYS_S = (1, 2, 4, 8, 16, 32)
 LATE_S = 0.25
 EVERY_S = 0.5
+# A measured run sends so many to others, at 1,000 a second, once without and once with the poison: load-tests/RESULTS.md.
+MEASURED = int(os.environ.get("POISON_MESSAGES", "0"))
 
 
 class Poison:
@@ -197,3 +202,53 @@ async def test_a_refused_message_is_tried_on_time_and_keeps_its_place_or_dies_an
         await readers[phone].end()
         # And so does who comes later.
         assert contents(await phone.fetch(sent + 1, **START)) == readers[phone].contents()
+
+
+async def load(server: Server, dir: Path) -> dict:
+    """What `eshaar-load` reports of `MEASURED` messages to a thousand phones, none of which is poisoned."""
+    scenario, report = dir / "others.toml", dir / "report.json"
+    rate_1k = (REPOSITORY / "load-tests/scenarios/rate-1k.toml").read_text()
+    scenario.write_text(rate_1k.replace("messages = 62000", f"messages = {MEASURED}"))
+    words = ["run", scenario, "--url", server.url, "--api-key", server.demo_key, "--json", report]
+    words += ["--jwt-secret-file", server.data_dir / "secrets" / "jwt-secret"]
+    process = await asyncio.create_subprocess_exec(
+        binary().with_name("eshaar-load"), *words, stdout=asyncio.subprocess.DEVNULL, env=environment()
+    )
+    assert await process.wait() == 0
+    return json.loads(report.read_text())
+
+
+@pytest.mark.skipif(not MEASURED, reason="a measurement: POISON_MESSAGES says how many messages it sends")
+@pytest.mark.timeout(3600)
+async def test_others_do_not_notice(new_server: Callable[..., Server], tmp_path: Path):
+    server = new_server("limits.user=1000000/s")
+    phone = Phone.new(server)
+    p99_ms: dict[bool, list[float]] = {False: [], True: []}
+    async with Business(server.url, server.demo_key) as business:
+        for poisoned in (False, True) * 2:
+            stop = asyncio.Event()
+
+            async def keep_poisoned(stop: asyncio.Event = stop) -> list[str]:
+                reader, said = Reader(phone), []
+                poison = Poison(server, phone)
+                while not stop.is_set():
+                    said.append(f"{'POISON' if not said else 'follower'} {time.monotonic()}")
+                    await say(business, phone.number, said[-1])
+                    if len(said) == 40:
+                        poison.end()
+                    await asyncio.sleep(EVERY_S)
+                await reader.has(*said, limit_s=60)
+                await reader.end()
+                assert [content for content in reader.contents() if content in said] == said
+                return said
+
+            keeping = asyncio.create_task(keep_poisoned()) if poisoned else None
+            report = await load(server, tmp_path)
+            stop.set()
+            if keeping:
+                print(f"\n{len(await keeping)} messages to the poisoned phone, in order")
+            accounts = report["accounts"]
+            assert (accounts["accepted"], accounts["lost"], accounts["duplicated"]) == (MEASURED, 0, 0)
+            p99_ms[poisoned].append(report["steady_ms"]["p99"])
+    print(f"p99 of the others: {p99_ms[False]} ms without, {p99_ms[True]} ms beside a poisoned phone")
+    assert min(p99_ms[True]) <= 1.1 * max(p99_ms[False])
