@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use eshaar_model::{Cursor, MessageId, StreamPosition, Timestamp};
+use eshaar_model::{BroadcastId, Cursor, MessageId, StreamPosition, Timestamp};
 use eshaar_schemas::{Codecs, Contract, DecodeError, Media, Message};
+use eshaar_topics::flow;
 use serde::Serialize;
 
 /// The message that stands before another in its lane of the stream.
@@ -22,6 +23,7 @@ pub(crate) struct Subject {
     pub(crate) sender: String,
     pub(crate) conversation: Option<String>,
     pub(crate) correlation: String,
+    pub(crate) broadcast: Option<BroadcastId>,
 }
 
 /// A message that is ready to be sent.
@@ -75,6 +77,7 @@ impl Ready {
             accepted_at,
             expires_at: message.expires_at.map(Timestamp::from_millis),
             subject: Arc::new(Subject {
+                broadcast: flow::broadcast_of(&message),
                 id: message.id,
                 sender: message.sender,
                 conversation: message.conversation_id,

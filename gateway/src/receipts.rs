@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use eshaar_model::{Cursor, MessageId, Phone, Status, Timestamp};
-use eshaar_schemas::StatusChanged;
+use eshaar_schemas::{Message, StatusChanged};
 use eshaar_store::{StoreError, StreamStore};
 use eshaar_topics::{AppendError, NewRecord, flow};
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::message::Subject;
+use crate::message::{self, Subject};
 use crate::shared::Shared;
 
 /// Most records of one append.
@@ -166,6 +166,7 @@ pub(crate) fn status(
     };
     let origin = flow::Origin { traceparent: None, correlation: Some(&subject.correlation) };
     flow::status(&change, key.into(), &shared.codecs, origin)
+        .map(|record| flow::part_of(record, subject.broadcast))
         .inspect_err(|error| tracing::error!(message = %subject.id, %error, "a status cannot be written"))
         .ok()
 }
@@ -270,7 +271,9 @@ async fn look_up_reads(shared: &Shared) {
     for mut read in due {
         match shared.messages.get(read.id).await {
             Ok(Some(stored)) if stored.row.recipient.phone() == Some(read.phone) => {
+                let message = message::decode::<Message>(&shared.codecs, &stored.row.value).await.ok();
                 let subject = Subject {
+                    broadcast: message.as_ref().and_then(flow::broadcast_of),
                     id: read.id,
                     sender: stored.row.sender.to_string(),
                     conversation: stored.row.conversation.map(|id| id.to_string()),

@@ -11,7 +11,16 @@ use crate::problems;
 
 /// Reads a JSON body. What its head already gives away (type, encoding, length) is refused before a byte is read.
 pub(crate) async fn json(headers: &HeaderMap, body: Body, options: &Options) -> Result<Bytes, Problem> {
-    let limit = options.body_limit_bytes;
+    json_within(options.body_limit_bytes, headers, body, options).await
+}
+
+/// As [`json`], of at most `limit` bytes.
+pub(crate) async fn json_within(
+    limit: usize,
+    headers: &HeaderMap,
+    body: Body,
+    options: &Options,
+) -> Result<Bytes, Problem> {
     if !is_of_type(headers, &["application/json"]) {
         return Err(problems::content_type("application/json"));
     }

@@ -3,14 +3,16 @@
 //! A submission goes, in this order: `context` (who asks, joined to which trace) → `body` (bounded bytes) → `submit`
 //! (parsed, validated, let in by `admission`, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
 //! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` and `cancel` move a
-//! status on. `webhooks` are where businesses are told. `admin` is for operators: dead letters, and the audit log.
+//! status on. `broadcasts` are messages to many, to `audiences`. `webhooks` are where businesses are told. `admin` is for operators: dead letters, and the audit log.
 //!
 //! Ingest accepts; it delivers nothing, and writes no history: that follows from the log.
 //! `console` is a page that calls all of this as any client does.
 
 mod admin;
 mod admission;
+mod audiences;
 mod body;
+mod broadcasts;
 mod bulk;
 mod caller;
 mod cancel;

@@ -146,11 +146,12 @@ pub(crate) async fn get(
     Parameters::parse(query.as_deref(), &[])?;
     let stored = view::find(&app, &id, &caller.0.principal).await?;
     let now = app.deps.clock.now();
+    let details = MessageDetails::of(&stored, (&app.deps.codecs, &app.deps.cancelled), now).await?;
     // What was taken back in time is not shown to those that it was for.
-    if stored.row.sender != caller.0.principal && view::steps_by(&stored, now).current() == Some(Status::Cancelled) {
+    if stored.row.sender != caller.0.principal && details.is_cancelled() {
         return Err(problems::message_not_found());
     }
-    MessageDetails::of(&stored, &app.deps.codecs, now).await.map(Json)
+    Ok(Json(details))
 }
 
 /// A page of what a business has sent.
@@ -180,7 +181,7 @@ pub(crate) async fn list(
     let page = app.deps.store.messages.sent_by(business, query, now).await.map_err(|error| problems::store(&error))?;
     let mut messages = Vec::with_capacity(page.messages.len());
     for stored in &page.messages {
-        messages.push(MessageView::of(stored, &app.deps.codecs, now).await?);
+        messages.push(MessageView::of(stored, (&app.deps.codecs, &app.deps.cancelled), now).await?);
     }
     Ok(Json(Page { messages, next_cursor: page.next.map(|id| PageCursor(id).to_string()) }))
 }

@@ -15,7 +15,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
 use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
 
-use crate::{App, admin, bulk, cancel, messages, read, stream, webhooks};
+use crate::{App, admin, audiences, broadcasts, bulk, cancel, messages, read, stream, webhooks};
 
 /// Of a bulk request.
 pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
@@ -26,13 +26,21 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
      {\"accepted\":1,\"rejected\":1}\n";
 
 /// What an operation may answer besides what it is for: its name, and these.
-const PROBLEMS: [(&str, &[u16]); 19] = [
+const PROBLEMS: [(&str, &[u16]); 27] = [
     ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
     ("mark_read", &[400, 401, 403, 404, 500, 503]),
     ("cancel_message", &[400, 401, 403, 404, 409, 500, 503]),
+    ("send_broadcast", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 500, 503]),
+    ("get_broadcast", &[400, 401, 403, 404, 500, 503]),
+    ("list_broadcasts", &[400, 401, 403, 500, 503]),
+    ("cancel_broadcast", &[400, 401, 403, 404, 500, 503]),
+    ("upload_audience", &[400, 401, 403, 408, 413, 415, 500, 503]),
+    ("get_audience", &[400, 401, 403, 404, 500, 503]),
+    ("list_audiences", &[400, 401, 403, 500, 503]),
+    ("delete_audience", &[400, 401, 403, 404, 500, 503]),
     ("read_stream", &[400, 401, 403, 500, 503]),
     ("make_webhook", &[400, 401, 403, 408, 409, 413, 415, 500, 503]),
     ("list_webhooks", &[400, 401, 403, 500, 503]),
@@ -60,6 +68,8 @@ const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "
     ),
     paths(
         messages::send, messages::list, messages::get, bulk::send, read::mark, cancel::cancel, stream::read,
+        broadcasts::send, broadcasts::list, broadcasts::get, broadcasts::cancel,
+        audiences::upload, audiences::list, audiences::get, audiences::delete,
         webhooks::make, webhooks::list, webhooks::delete, webhooks::enable, webhooks::rotate,
         admin::letters::list, admin::letters::show, admin::work::redrive, admin::work::discard, admin::work::list,
         admin::work::get, admin::audit::list
@@ -68,6 +78,7 @@ const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "
     security(("api_key" = []), ("token" = [])),
     tags(
         (name = "messages", description = "Sending messages, and seeing what became of them"),
+        (name = "broadcasts", description = "One message to many, and the audiences that it goes to"),
         (name = "webhooks", description = "Being told, by signed requests, what becomes of your messages"),
         (name = "operators", description = "Dead letters and the audit log; for keys with the permission `admin`")
     ),
@@ -99,6 +110,38 @@ pub(crate) struct Submission {
     /// Messages of one key replace one another on the screen. At most 64 bytes.
     #[schema(min_length = 1, max_length = 64, example = "card")]
     collapse_key: Option<String>,
+}
+
+/// A broadcast to be sent. Fields that are not named here are refused.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what `submit` reads")]
+pub(crate) struct NewBroadcast {
+    /// The name of an audience. Either this or `to`.
+    #[schema(pattern = "^[A-Za-z0-9._-]{1,64}$", example = "card-holders")]
+    audience: Option<String>,
+    /// Up to 10,000 phones; one that comes again counts once. Either this or `audience`.
+    #[schema(min_items = 1, max_items = 10_000, nullable = false)]
+    to: Option<Vec<String>>,
+    /// `one_way` when it is left out.
+    r#type: Option<SendableType>,
+    /// Markup is made harmless; control characters other than tab and line ends are refused.
+    #[schema(min_length = 1, max_length = 10_000, example = "We are closed on Friday.")]
+    content: String,
+    /// `normal` when it is left out. Whichever it is, the messages take the bulk lane.
+    priority: Option<Priority>,
+    /// Not delivered after so many seconds, counted from now for all of its messages.
+    #[schema(minimum = 1, maximum = 2_592_000, example = 3_600)]
+    ttl_s: Option<u64>,
+    /// Your own reference.
+    #[schema(min_length = 1, max_length = 128, example = "spring")]
+    reference: Option<String>,
+    /// Messages of the same key replace one another on a phone's screen.
+    #[schema(min_length = 1, max_length = 64, example = "offer")]
+    collapse_key: Option<String>,
+    /// Most of its messages that are sent in a second; as many as can be when it is left out.
+    #[schema(minimum = 1, maximum = 1_000_000, example = 500)]
+    rate: Option<u32>,
 }
 
 /// An error (RFC 9457).
@@ -181,6 +224,36 @@ pub(crate) struct IdempotencyKey {
         nullable = false
     )]
     idempotency_key: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct BroadcastIdPath {
+    /// The broadcast.
+    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct AudienceNamePath {
+    /// The audience.
+    #[param(pattern = "^[A-Za-z0-9._-]{1,64}$", example = "card-holders")]
+    name: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `broadcasts` reads")]
+pub(crate) struct PageQuery {
+    /// The `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
+    cursor: Option<String>,
+    /// Most items of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
 }
 
 #[derive(IntoParams)]

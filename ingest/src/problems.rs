@@ -54,6 +54,14 @@ pub(crate) fn too_late_to_cancel(status: Status) -> Problem {
     Problem::new(StatusCode::CONFLICT, code, detail)
 }
 
+pub(crate) fn broadcast_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "broadcast_not_found", "you have sent no broadcast of this id")
+}
+
+pub(crate) fn audience_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "audience_not_found", "you have no audience of this name")
+}
+
 pub(crate) fn cancellations_full(limit: usize) -> Problem {
     let detail = format!("{limit} cancellations stand already, which is the most at a time; this one was not made");
     unavailable("cancellations_full", detail)

@@ -80,5 +80,7 @@ pub(crate) fn step(
     };
     let trace = origin.trace.to_string();
     let origin = flow::Origin { traceparent: Some(&trace), correlation: Some(&origin.correlation) };
-    flow::status(&change, Bytes::from(key), &app.deps.codecs, origin).map_err(|error| problems::encode(&error))
+    let record = flow::status(&change, Bytes::from(key), &app.deps.codecs, origin);
+    let broadcast = app.deps.codecs.decode(&stored.row.value).ok().as_ref().and_then(flow::broadcast_of);
+    record.map(|record| flow::part_of(record, broadcast)).map_err(|error| problems::encode(&error))
 }

@@ -2,11 +2,12 @@
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    App, Deps, Options, admin, bulk, cancel, context, messages, openapi, problems, read, stream, unread, webhooks,
+    App, Deps, Options, admin, audiences, broadcasts, bulk, cancel, context, messages, openapi, problems, read, stream,
+    unread, webhooks,
 };
 
 /// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
@@ -18,6 +19,11 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .route("/v1/messages/{id}", get(messages::get))
         .route("/v1/messages/{id}/read", post(read::mark))
         .route("/v1/messages/{id}/cancel", post(cancel::cancel))
+        .route("/v1/broadcasts", post(broadcasts::send).get(broadcasts::list))
+        .route("/v1/broadcasts/{id}", get(broadcasts::get))
+        .route("/v1/broadcasts/{id}/cancel", post(broadcasts::cancel))
+        .route("/v1/audiences", get(audiences::list))
+        .route("/v1/audiences/{name}", get(audiences::get).delete(audiences::delete))
         .route("/v1/stream", get(stream::read))
         .route("/v1/webhooks", get(webhooks::list).post(webhooks::make))
         .route("/v1/webhooks/{id}", delete(webhooks::delete))
@@ -26,7 +32,9 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .merge(admin::router())
         .layer(from_fn_with_state(app.clone(), context::in_time));
     // Bulk requests last as long as there is something to read; they are bounded by how long nothing moves.
-    let unbounded = Router::new().route("/v1/messages/bulk", post(bulk::send));
+    let unbounded = Router::new()
+        .route("/v1/messages/bulk", post(bulk::send))
+        .route("/v1/audiences/{name}", put(audiences::upload));
     Router::new()
         .merge(bounded)
         .merge(unbounded)

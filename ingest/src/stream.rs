@@ -6,10 +6,10 @@
 use axum::extract::{RawQuery, State};
 use axum::response::Json;
 use eshaar_model::{Cursor, Epoch, Lane, MessageId, MessageType, Phone, Priority, Timestamp};
-use eshaar_schemas::Media;
+use eshaar_schemas::{Media, Message};
 use eshaar_service::Problem;
-use eshaar_store::{StoreError, StreamRow};
-use eshaar_topics::{Topic, partitioner};
+use eshaar_store::StoreError;
+use eshaar_topics::{Topic, flow, partitioner};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -100,16 +100,18 @@ pub(crate) async fn read(
         cursor.advance(row.position);
         let is_cancelled = app.deps.cancelled.covers(row.id);
         if !is_cancelled && row.expires_at.is_none_or(|at| now < at) {
-            messages.push(StreamMessage::of(&app, row, cursor).await?);
+            let message = view::decode(&app.deps.codecs, &row.value).await?;
+            if !app.deps.cancelled.takes(message.id, flow::broadcast_of(&message)) {
+                messages.push(StreamMessage::of(message, cursor));
+            }
         }
     }
     Ok(Json(StreamAnswer { messages, cursor, more: page.more, gap }))
 }
 
 impl StreamMessage {
-    async fn of(app: &App, row: &StreamRow, cursor: Cursor) -> Result<Self, Problem> {
-        let message = view::decode(&app.deps.codecs, &row.value).await?;
-        Ok(Self {
+    fn of(message: Message, cursor: Cursor) -> Self {
+        Self {
             id: message.id,
             cursor,
             r#type: message.r#type,
@@ -121,7 +123,7 @@ impl StreamMessage {
             sent_at: Timestamp::from_millis(message.created_at),
             reference: message.reference,
             collapse_key: message.collapse_key,
-        })
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use eshaar_model::{MessageId, MessageType, Principal, Priority, Status, StatusSt
 use eshaar_schemas::{Codecs, DecodeError, Media, Message};
 use eshaar_service::Problem;
 use eshaar_store::StoredMessage;
+use eshaar_topics::{Cancelled, flow};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -25,7 +26,7 @@ pub(crate) struct MessageView {
     id: MessageId,
     #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
-    /// The highest step reached; `expired` by the clock.
+    /// The highest step reached; `expired` by the clock, `cancelled` also with the broadcast that it is part of.
     #[schema(value_type = openapi::Status)]
     status: Status,
     /// A business id, or a phone.
@@ -47,6 +48,9 @@ pub(crate) struct MessageView {
     reference: Option<String>,
     collapse_key: Option<String>,
     correlation_id: String,
+    /// Of one that is part of a broadcast.
+    #[schema(format = "uuid")]
+    broadcast_id: Option<String>,
     /// Why it failed: a stable code.
     failure_reason: Option<String>,
 }
@@ -78,13 +82,21 @@ struct TimelineStep {
 }
 
 impl MessageView {
-    /// `now` decides whether it has expired.
-    pub(crate) async fn of(stored: &StoredMessage, codecs: &Codecs, now: Timestamp) -> Result<Self, Problem> {
+    /// `now` decides whether it has expired; it may have been taken back with its broadcast.
+    pub(crate) async fn of(
+        stored: &StoredMessage,
+        (codecs, cancelled): (&Codecs, &Cancelled),
+        now: Timestamp,
+    ) -> Result<Self, Problem> {
         let message = decode(codecs, &stored.row.value).await?;
+        let status = match steps_by(stored, now).current().unwrap_or(Status::Sent) {
+            Status::Sent if cancelled.takes(message.id, flow::broadcast_of(&message)) => Status::Cancelled,
+            reached => reached,
+        };
         Ok(Self {
             id: message.id,
             r#type: message.r#type,
-            status: steps_by(stored, now).current().unwrap_or(Status::Sent),
+            status,
             from: message.sender,
             to: message.recipient,
             conversation_id: message.conversation_id,
@@ -96,14 +108,24 @@ impl MessageView {
             reference: message.reference,
             collapse_key: message.collapse_key,
             correlation_id: message.correlation_id,
+            broadcast_id: message.broadcast_id,
             failure_reason: stored.failure_reason.clone(),
         })
     }
 }
 
 impl MessageDetails {
-    pub(crate) async fn of(stored: &StoredMessage, codecs: &Codecs, now: Timestamp) -> Result<Self, Problem> {
-        Ok(Self { message: MessageView::of(stored, codecs, now).await?, timeline: timeline(stored, now) })
+    pub(crate) async fn of(
+        stored: &StoredMessage,
+        known: (&Codecs, &Cancelled),
+        now: Timestamp,
+    ) -> Result<Self, Problem> {
+        Ok(Self { message: MessageView::of(stored, known, now).await?, timeline: timeline(stored, now) })
+    }
+
+    /// Whether it was taken back in time.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.message.status == Status::Cancelled
     }
 }
 
@@ -128,7 +150,7 @@ fn timeline(stored: &StoredMessage, now: Timestamp) -> Vec<TimelineStep> {
             step,
             at,
             partition: (step == Status::Sent).then_some(partition),
-            offset: (step == Status::Sent).then_some(offset),
+            offset: offset.filter(|_| step == Status::Sent),
             reason: stored.failure_reason.clone().filter(|_| step == Status::Failed),
         })
         .collect();

@@ -156,7 +156,7 @@ fn message_row(row: &StreamRow) -> MessageRow {
         recipient: row.phone.into(),
         created_at: row.at,
         expires_at: None,
-        accepted: (0, row.position.offset),
+        accepted: (0, Some(row.position.offset)),
         value: row.value.clone(),
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Timestamp;
 
@@ -83,6 +83,59 @@ impl FromStr for Status {
             .into_iter()
             .find(|status| status.as_str() == text)
             .ok_or_else(|| StatusError { length: text.chars().count() })
+    }
+}
+
+/// The status that a message is shown with: the highest step that it reached, or `scheduled` before it reached any.
+///
+/// It is no step: nothing says that a message is scheduled but that it was not sent yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// It waits for its time.
+    Scheduled,
+    /// It reached this step.
+    At(Status),
+}
+
+impl Shown {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::At(status) => status.as_str(),
+        }
+    }
+}
+
+impl From<Status> for Shown {
+    fn from(status: Status) -> Self {
+        Self::At(status)
+    }
+}
+
+impl From<Option<Status>> for Shown {
+    fn from(reached: Option<Status>) -> Self {
+        reached.map_or(Self::Scheduled, Self::At)
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl FromStr for Shown {
+    type Err = StatusError;
+
+    fn from_str(text: &str) -> Result<Self, StatusError> {
+        if text == Self::Scheduled.as_str() { Ok(Self::Scheduled) } else { text.parse().map(Self::At) }
     }
 }
 

@@ -96,6 +96,16 @@ uuid_v7! {
 }
 
 uuid_v7! {
+    /// Identity of a broadcast: one message to many.
+    BroadcastId
+}
+
+uuid_v7! {
+    /// Identity of a list of recipients: of an audience as it was uploaded once, or of a broadcast's own.
+    RecipientsId
+}
+
+uuid_v7! {
     /// Identity of a conversation between a business and a phone.
     ConversationId
 }
@@ -110,9 +120,59 @@ uuid_v7! {
     WebhookId
 }
 
+/// Bits of an id that say which recipient of its broadcast a message is for.
+const RECIPIENT_BITS: u32 = 24;
+
+/// Most recipients of a broadcast: each has a number of 24 bits.
+pub const MOST_RECIPIENTS: u64 = 1 << RECIPIENT_BITS;
+
+impl MessageId {
+    /// The id of the message of a broadcast to its recipient of that number, sent at `at`: the same whoever makes it. It
+    /// carries the number ([`Self::recipient`]), and 50 random bits of the broadcast.
+    pub fn of_recipient(broadcast: BroadcastId, number: u32, at: Timestamp) -> Self {
+        let (_, random) = broadcast.0.as_u64_pair();
+        let number = u64::from(number) & (MOST_RECIPIENTS - 1);
+        let (high, low) = (random >> 38 & 0xfff, random & ((1 << 38) - 1));
+        let high = (at.as_millis().max(0) as u64) << 16 | 0x7000 | high;
+        Self(Uuid::from_u64_pair(high, 1 << 63 | low << RECIPIENT_BITS | number))
+    }
+
+    /// Of the message of a broadcast: which of its recipients it is for.
+    pub const fn recipient(self) -> u32 {
+        (self.0.as_u128() as u32) & (MOST_RECIPIENTS - 1) as u32
+    }
+}
+
+impl From<BroadcastId> for MessageId {
+    /// As an id of whatever may be taken back: messages and broadcasts share one space of ids.
+    fn from(broadcast: BroadcastId) -> Self {
+        Self(broadcast.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_id_of_a_recipients_message_is_made_from_its_broadcast_its_number_and_its_time() {
+        let at = Timestamp::from_millis(1_760_000_000_123);
+        let (one, other) = (BroadcastId::new(at), BroadcastId::new(at));
+        let ids: std::collections::HashSet<_> = [0, 1, 9_999_999, (MOST_RECIPIENTS - 1) as u32]
+            .into_iter()
+            .flat_map(|number| {
+                [one, other].map(|broadcast| {
+                    let id = MessageId::of_recipient(broadcast, number, at);
+                    assert_eq!((id.recipient(), id.made_at()), (number, at));
+                    assert_eq!(id, MessageId::of_recipient(broadcast, number, at));
+                    assert_eq!(id.to_string().parse(), Ok(id));
+                    id
+                })
+            })
+            .collect();
+        assert_eq!(ids.len(), 8);
+        assert_ne!(MessageId::of_recipient(one, 1, at), MessageId::of_recipient(one, 1, at.plus_millis(1)));
+    }
 
     #[test]
     fn an_id_carries_the_millisecond_it_was_made_at() {

@@ -4,6 +4,7 @@
 //! checks again.
 
 pub mod content;
+pub mod conversation;
 pub mod delivery_status;
 pub mod ids;
 pub mod limits;
@@ -18,8 +19,12 @@ pub mod secret;
 pub mod time;
 
 pub use content::{Content, ContentError};
-pub use delivery_status::{Status, StatusSteps};
-pub use ids::{AuditId, ConversationId, MessageId, WebhookId};
+pub use conversation::{
+    ActivityCursor, ArchivedBehind, Conversation, ConversationClosed, ConversationPosition, ConversationStatus,
+    LastMessage, Pair, PairError, SendRefused, Side, Standing,
+};
+pub use delivery_status::{Shown, Status, StatusSteps};
+pub use ids::{AuditId, BroadcastId, ConversationId, MOST_RECIPIENTS, MessageId, RecipientsId, WebhookId};
 pub use message::{Lane, MessageKind, MessageType, Priority, ReplyRefused};
 pub use permission::Permission;
 pub use phone::Phone;

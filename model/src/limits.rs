@@ -15,5 +15,14 @@ pub const IDEMPOTENCY_KEY_CHARS: usize = 128;
 /// Longest time to live, in seconds: as long as a stream is kept (30 days).
 pub const TTL_SECONDS: u64 = 30 * 24 * 3600;
 
+/// Most recipients that are listed in the request of a broadcast; more are an audience.
+pub const LISTED_RECIPIENTS: usize = 10_000;
+
+/// Most lines of an audience.
+pub const AUDIENCE_LINES: u64 = 10_000_000;
+
+/// Longest name of an audience, in characters.
+pub const AUDIENCE_NAME_CHARS: usize = 64;
+
 /// Most media attachments of a message.
 pub const ATTACHMENTS: usize = 10;

@@ -1,17 +1,19 @@
 //! Writes what was accepted, and what became of it, to the history.
 //!
-//! Reads `messages.accepted` and `message.status`; writes the store's messages, by id. A message or a step that is written
+//! Reads `messages.accepted` and `message.status`; writes the store's messages, by id, and tallies of broadcasts. A message or a step that is written
 //! again changes nothing, so a replay has no effect; a step may come before its message.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eshaar_model::{Clock, MessageKind, Timestamp};
+use eshaar_model::{Clock, Epoch, MessageKind, Timestamp};
 use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{MessageRow, Step, Store, StoreError};
 use eshaar_topics::{LogPosition, Outcome, Received, Stage, StageError, Topic};
 use serde::Deserialize;
 
+use crate::broadcast::tally::Tallies;
 use crate::{Undecodable, decode, pause};
 
 /// How history is written.
@@ -33,13 +35,15 @@ pub struct Archive {
     store: Store,
     codecs: Codecs,
     clock: Clock,
+    tallies: Tallies,
     options: Options,
 }
 
 impl Archive {
-    /// The stage, writing to `store`.
-    pub const fn new(store: Store, codecs: Codecs, clock: Clock, options: Options) -> Self {
-        Self { store, codecs, clock, options }
+    /// The stage, writing to `store`, on a log whose life is `epoch`.
+    pub fn new(store: Store, codecs: Codecs, clock: Clock, epoch: Epoch, options: Options) -> Self {
+        let tallies = Tallies::new(Arc::clone(&store.broadcasts), epoch);
+        Self { store, codecs, clock, tallies, options }
     }
 
     async fn messages(&self, batch: &[Received]) -> Vec<Outcome> {
@@ -61,7 +65,10 @@ impl Archive {
             let decoded = decode::<StatusChanged>(&self.codecs, &record.value).await;
             outcomes.push(self.collect(decoded.map(step).map_err(Error::from), &mut steps));
         }
-        let written = if steps.is_empty() { Ok(()) } else { self.store.messages.reach(steps).await };
+        let mut written = if steps.is_empty() { Ok(()) } else { self.store.messages.reach(steps).await };
+        if written.is_ok() {
+            written = self.tallies.note(batch).await;
+        }
         self.unless_failed(&written, outcomes)
     }
 
@@ -96,8 +103,8 @@ impl Stage for Archive {
         vec![(Topic::MessagesAccepted, 1), (Topic::MessageStatus, 1)]
     }
 
-    async fn open(&self, _partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
-        Ok(())
+    async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
+        self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))
     }
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
@@ -108,6 +115,7 @@ impl Stage for Archive {
     }
 
     async fn sync(&self) -> Result<(), StageError> {
+        self.tallies.flush().await.map_err(|error| StageError(error.to_string()))?;
         self.store.engine.sync().await.map_err(|error| StageError(error.to_string()))
     }
 }
@@ -126,7 +134,7 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
         recipient: message.recipient.parse().map_err(|error| Error::invalid("recipient", &error))?,
         created_at: Timestamp::from_millis(message.created_at),
         expires_at: message.expires_at.map(Timestamp::from_millis),
-        accepted: (partition, offset),
+        accepted: (partition, Some(offset)),
         value: record.value.clone(),
     })
 }
@@ -161,7 +169,7 @@ mod tests {
     use crate::testing::{Engines, START, at, message, received};
 
     fn archive(engines: &Engines) -> Archive {
-        Archive::new(engines.store.clone(), engines.codecs.clone(), engines.clock.clone(), Options::default())
+        Archive::new(engines.store.clone(), engines.codecs.clone(), engines.clock.clone(), Epoch(0), Options::default())
     }
 
     fn status(message: &Message, status: Status, codecs: &Codecs) -> Received {
@@ -190,7 +198,7 @@ mod tests {
             assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done)));
         }
         let stored = engines.store.messages.get(message.id).await.unwrap().unwrap();
-        assert_eq!((stored.row.accepted, &stored.row.value), ((4, 7), &accepted.value));
+        assert_eq!((stored.row.accepted, &stored.row.value), ((4, Some(7)), &accepted.value));
         assert_eq!(stored.steps.at(Status::Sent), Some(START));
         assert_eq!(stored.steps.at(Status::Delivered), Some(START.plus_millis(5)));
     }

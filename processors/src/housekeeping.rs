@@ -1,9 +1,11 @@
-//! Lets go of what is no longer kept: rows of streams, idempotency claims, dead letters, tasks. A slice at a time, so that nobody waits for
+//! Lets go of what is no longer kept: rows of streams, idempotency claims, dead letters, tasks, broadcasts, lists of
+//! recipients. A slice at a time, so that nobody waits for
 //! it; what a round does not get to is left to the next.
 
 use std::time::Duration;
 
 use eshaar_model::Clock;
+use eshaar_store::audiences::collect;
 use eshaar_store::{Store, StoreError};
 use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
@@ -39,9 +41,9 @@ pub async fn run(store: Store, clock: Clock, options: Options, shutdown: Cancell
             biased;
             () = shutdown.cancelled() => return,
             trimmed = round(&store, &clock, options.slices) => match trimmed {
-                Ok(Gone { rows: 0, claims: 0, letters: 0, tasks: 0 }) => {}
-                Ok(Gone { rows, claims, letters, tasks }) => {
-                    tracing::info!(rows, claims, letters, tasks, "let go of what is no longer kept");
+                Ok(gone) if gone == Gone::default() => {}
+                Ok(Gone { rows, claims, letters, tasks, broadcasts, lists }) => {
+                    tracing::info!(rows, claims, letters, tasks, broadcasts, lists, "let go of what is no longer kept");
                 }
                 Err(error) => tracing::warn!(%error, "housekeeping failed; the next round goes on"),
             },
@@ -56,6 +58,9 @@ struct Gone {
     claims: usize,
     letters: usize,
     tasks: usize,
+    broadcasts: usize,
+    /// Of recipients.
+    lists: usize,
 }
 
 /// One round.
@@ -65,6 +70,8 @@ async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<Gone, Stor
         claims: all(slices, || store.claims.trim(clock.now())).await?,
         letters: all(slices, || store.dead_letters.trim(clock.now())).await?,
         tasks: all(slices, || store.tasks.trim(clock.now())).await?,
+        broadcasts: all(slices, || store.broadcasts.trim(clock.now())).await?,
+        lists: all(slices, || collect(&*store.audiences, clock.now())).await?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The stages, one file each, in the order of the flow: `prioritize` (to a lane) → `route` (to the recipient's stream, and
 //! to the gateways that have them) · `archive` (to the history) · `notify` (back to the sender, live) ·
-//! `webhooks` (and by HTTP) · `dead_letter` (what
+//! `webhooks` (and by HTTP) · `broadcast` (one message to many, before all of them) · `dead_letter` (what
 //! the others gave up on, to the store), with the `digest` of it for administrators; and `housekeeping`, which lets go of
 //! what is no longer kept.
 //!
@@ -8,6 +8,7 @@
 //! (`eshaar_topics::runner`). No stage knows an engine.
 
 pub mod archive;
+pub mod broadcast;
 pub mod dead_letter;
 mod depth;
 pub mod digest;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use depth::Told;
 
 pub use archive::Archive;
+pub use broadcast::OpenBroadcasts;
 pub use dead_letter::KeepDeadLetters;
 pub use notify::Notify;
 pub use prioritize::Prioritize;
@@ -51,18 +53,20 @@ pub enum StageName {
     Notify,
     Webhooks,
     DeadLetter,
+    Broadcast,
     Housekeeping,
 }
 
 impl StageName {
     /// All of them, in the order of the flow.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Prioritize,
         Self::Route,
         Self::Archive,
         Self::Notify,
         Self::Webhooks,
         Self::DeadLetter,
+        Self::Broadcast,
         Self::Housekeeping,
     ];
 }
@@ -85,6 +89,8 @@ pub struct Options {
     pub dead_letter: dead_letter::Options,
     /// Telling administrators of it.
     pub digest: digest::Options,
+    /// One message to many.
+    pub broadcast: broadcast::Options,
     /// What is no longer kept.
     pub housekeeping: housekeeping::Options,
 }
@@ -99,6 +105,7 @@ impl Default for Options {
             webhooks: webhooks::Options::default(),
             dead_letter: dead_letter::Options::default(),
             digest: digest::Options::default(),
+            broadcast: broadcast::Options::default(),
             housekeeping: housekeeping::Options::default(),
         }
     }
@@ -130,7 +137,8 @@ pub struct Deps {
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
     let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths } = deps;
-    let Options { run: names, runner, route, archive, webhooks, dead_letter, digest, housekeeping } = options;
+    let Options { run: names, runner, route, archive, webhooks, dead_letter, digest, broadcast, housekeeping } =
+        options;
     let prioritize = Prioritize::new(codecs.clone(), Arc::clone(&cancelled), clock.clone());
     let told = Told::new(prioritize.mix());
     let of_runner = runner::Deps {
@@ -152,9 +160,18 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         clock: clock.clone(),
     };
     let webhooks = Webhooks::new(of_webhooks, webhooks);
+    let of_broadcasts = broadcast::expand::Ports {
+        log: Arc::clone(&log),
+        store: store.clone(),
+        codecs: codecs.clone(),
+        depths: Arc::clone(&depths),
+        cancelled: Arc::clone(&cancelled),
+        clock: clock.clone(),
+    };
+    let open_broadcasts = OpenBroadcasts::new(store.clone(), codecs.clone(), clock.clone(), broadcast.clone());
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
-    let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), archive);
+    let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), epoch, archive);
     let notify = Notify::new(presence, codecs, clock.clone());
     let chosen = |name| names.contains(&name);
     tokio::join!(
@@ -165,6 +182,12 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         run_if(chosen(StageName::Notify), notify, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::Webhooks), webhooks, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::DeadLetter), dead_letter, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Broadcast), open_broadcasts, &of_runner, &runner, &shutdown),
+        async {
+            if chosen(StageName::Broadcast) {
+                broadcast::expand::run(of_broadcasts, broadcast, shutdown.clone()).await;
+            }
+        },
         async {
             if chosen(StageName::DeadLetter) {
                 digest::run(of_digest, digest, shutdown.clone()).await;

@@ -47,7 +47,7 @@ impl Prioritize {
 
     fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, Error> {
         let envelope = Envelope::read(&record.headers)?;
-        let is_cancelled = self.cancelled.covers(envelope.id);
+        let is_cancelled = self.cancelled.takes(envelope.id, envelope.broadcast);
         Ok(match decide(&envelope, is_cancelled, now) {
             Decision::ToLane => Some(lane_record(record, &envelope)),
             Decision::Expired(at) => {
@@ -130,7 +130,7 @@ pub(crate) fn expired(
         recipient: record.headers.text(headers::TO).unwrap_or_default().to_owned(),
         reason: None,
     };
-    flow::status(&change, key, codecs, envelope.origin)
+    Ok(flow::part_of(flow::status(&change, key, codecs, envelope.origin)?, envelope.broadcast))
 }
 
 /// A record that cannot be carried on.

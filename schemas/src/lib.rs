@@ -9,5 +9,7 @@ pub mod records;
 pub mod registry;
 
 pub use codec::{Codecs, Contract, DecodeError, EncodeError, schema_id};
-pub use records::{Cancellation, DeadLetter, Delivery, Hint, Media, Message, MessageHint, StatusChanged, StatusHint};
+pub use records::{
+    Broadcast, Cancellation, DeadLetter, Delivery, Hint, Media, Message, MessageHint, StatusChanged, StatusHint,
+};
 pub use registry::{Compatibility, Missing, Registry, RegistryError, SchemaId};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use eshaar_model::{MessageId, MessageType, Priority, Status};
+use eshaar_model::{BroadcastId, MessageId, MessageType, Priority, RecipientsId, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Contract;
@@ -26,6 +26,7 @@ contracts! {
     StatusChanged: "eshaar.StatusChanged" = "status_changed.avsc",
     DeadLetter: "eshaar.DeadLetter" = "dead_letter.avsc",
     Cancellation: "eshaar.Cancellation" = "cancellation.avsc",
+    Broadcast: "eshaar.Broadcast" = "broadcast.avsc",
 }
 
 /// `avro/message.avsc`. Times are milliseconds since the Unix epoch.
@@ -130,6 +131,30 @@ pub struct Cancellation {
     pub id: MessageId,
     pub sender: String,
     pub at: i64,
+}
+
+/// `avro/broadcast.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct Broadcast {
+    pub id: BroadcastId,
+    pub sender: String,
+    #[serde(default)]
+    pub audience: Option<String>,
+    pub recipients: RecipientsId,
+    pub total: i64,
+    pub content: String,
+    pub priority: Priority,
+    pub created_at: i64,
+    #[serde(default)]
+    pub expires_at: Option<i64>,
+    #[serde(default)]
+    pub reference: Option<String>,
+    #[serde(default)]
+    pub collapse_key: Option<String>,
+    #[serde(default)]
+    pub rate: Option<i32>,
+    pub correlation_id: String,
 }
 
 /// `avro/dead_letter.avsc`.

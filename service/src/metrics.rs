@@ -42,6 +42,8 @@ metrics_list! {
     EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";
     CANCELLED = Counter, "eshaar_messages_cancelled_total", Count, "Messages dropped because their sender took them back, by stage.";
     CANCELLATIONS = Gauge, "eshaar_cancellations", Count, "Cancellations that this process knows.";
+    BROADCASTS_OPEN = Gauge, "eshaar_broadcasts_under_way", Count, "Broadcasts that this process sends.";
+    BROADCASTS_ENDED = Counter, "eshaar_broadcasts_ended_total", Count, "Broadcasts that were sent to their end, by outcome: sent, cancelled, expired or failed.";
     LIMITED = Counter, "eshaar_messages_limited_total", Count, "Messages beyond a rate limit, by limit.";
     LIMITS_SHARED = Gauge, "eshaar_limits_shared", Count, "1 while rate limits are counted across processes, 0 while this process counts alone.";
     QUEUE_DEPTH = Gauge, "eshaar_queue_depth_records", Count, "Messages accepted and not yet in their recipients' streams, as the API sees it, by queue: interactive or bulk.";

@@ -2,11 +2,16 @@
 //!
 //! `stream` (what waits for a phone) · `messages` (each message and its steps) · `claims` (idempotency) · `keys` (who may
 //! call) · `dead_letters` (what stages gave up on) · `tasks` (work that outlives a process) · `audit` (who did what) ·
-//! `webhooks` (where businesses are told). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
+//! `webhooks` (where businesses are told) · `timers` (what waits for its time) ·
+//! `audiences` (lists of recipients) · `broadcasts` (messages to many) · `conversations` (which a pair has, what was
+//! said). Rests on `model` alone: it knows positions, not topics; values are opaque bytes.
 
+pub mod audiences;
 pub mod audit;
+pub mod broadcasts;
 pub mod claims;
 pub mod conformance;
+pub mod conversations;
 pub mod dead_letters;
 pub mod error;
 pub mod keys;
@@ -15,12 +20,19 @@ pub mod scylla;
 pub mod sqlite;
 pub mod stream;
 pub mod tasks;
+pub mod timers;
 pub mod webhooks;
 
 use std::sync::Arc;
 
+pub use audiences::{Audience, AudienceStore, Expiry};
 pub use audit::{AuditEntry, AuditPage, AuditQuery, AuditStore};
+pub use broadcasts::{BroadcastRow, BroadcastStore, Counts, Tally};
 pub use claims::{Claim, ClaimKey, ClaimStore, Claimed};
+pub use conversations::{
+    Archived, ChatPage, ChatRow, ConversationPage, ConversationStore, How, ListQuery, ReadFrom, ReadMark, Started,
+    Unread,
+};
 pub use dead_letters::{
     DeadLetterId, DeadLetterStore, Hold, Letter, LetterBody, LetterClaim, LetterHead, LetterPage, LetterPlace,
     LetterQuery, LetterState, Settlement,
@@ -30,6 +42,7 @@ pub use keys::{ApiKey, KeyStore};
 pub use messages::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoredMessage};
 pub use stream::{StreamPage, StreamRow, StreamStore};
 pub use tasks::{Holder, Lease, Task, TaskStore};
+pub use timers::{Timer, TimerPlace, TimerStore};
 pub use webhooks::{Webhook, WebhookCursor, WebhookStore};
 
 /// Every aggregate's store, of one engine. Cheap to clone.
@@ -51,6 +64,14 @@ pub struct Store {
     pub audit: Arc<dyn AuditStore>,
     /// Where businesses are told what becomes of their messages.
     pub webhooks: Arc<dyn WebhookStore>,
+    /// Lists of recipients.
+    pub audiences: Arc<dyn AudienceStore>,
+    /// Messages to many.
+    pub broadcasts: Arc<dyn BroadcastStore>,
+    /// Conversations and what was said in them.
+    pub conversations: Arc<dyn ConversationStore>,
+    /// Records that wait for their time.
+    pub timers: Arc<dyn TimerStore>,
     /// The engine as a whole.
     pub engine: Arc<dyn StoreEngine>,
 }

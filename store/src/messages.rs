@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{
-    BusinessId, ConversationId, MessageId, MessageType, Phone, Principal, Status, StatusSteps, Timestamp,
+    BusinessId, ConversationId, MessageId, MessageType, Phone, Principal, Shown, Status, StatusSteps, Timestamp,
 };
 
 use crate::StoreError;
@@ -21,12 +21,12 @@ pub struct MessageRow {
     pub sender: Principal,
     /// Whom to.
     pub recipient: Principal,
-    /// When it was accepted: the `sent` step.
+    /// The `sent` step: when it was accepted; of a scheduled one when it was sent, and until then when it is to be.
     pub created_at: Timestamp,
     /// Not delivered after this: shown as expired from then on, unless it was delivered.
     pub expires_at: Option<Timestamp>,
-    /// Partition and offset in `messages.accepted`.
-    pub accepted: (u32, u64),
+    /// Partition and offset in `messages.accepted`; without an offset while it is scheduled.
+    pub accepted: (u32, Option<u64>),
     /// The record's value, untouched.
     pub value: Bytes,
 }
@@ -36,7 +36,7 @@ pub struct MessageRow {
 pub struct StoredMessage {
     /// As it was accepted.
     pub row: MessageRow,
-    /// The steps it reached. `sent` is always among them.
+    /// The steps it reached. `sent` is among them once it is no longer scheduled.
     pub steps: StatusSteps,
     /// Why it failed.
     pub failure_reason: Option<String>,
@@ -44,16 +44,16 @@ pub struct StoredMessage {
 
 impl StoredMessage {
     /// The status shown at `now`: the highest step reached, or `expired` once its time to live has passed first.
-    pub fn status(&self, now: Timestamp) -> Status {
+    pub fn status(&self, now: Timestamp) -> Shown {
         status_at(&self.steps, self.row.expires_at, now)
     }
 }
 
 /// The status shown at `now` of a message with these steps.
-pub(crate) fn status_at(steps: &StatusSteps, expires_at: Option<Timestamp>, now: Timestamp) -> Status {
+pub(crate) fn status_at(steps: &StatusSteps, expires_at: Option<Timestamp>, now: Timestamp) -> Shown {
     match steps.current() {
-        None | Some(Status::Sent) if expires_at.is_some_and(|at| at <= now) => Status::Expired,
-        reached => reached.unwrap_or(Status::Sent),
+        None | Some(Status::Sent) if expires_at.is_some_and(|at| at <= now) => Status::Expired.into(),
+        reached => reached.into(),
     }
 }
 
@@ -76,7 +76,7 @@ pub struct SentQuery {
     /// Of this type only.
     pub message_type: Option<MessageType>,
     /// At this status only (as shown, expiry by the clock included).
-    pub status: Option<Status>,
+    pub status: Option<Shown>,
     /// To this phone only.
     pub to: Option<Phone>,
     /// Older than this message: the last one of the page before.
@@ -99,7 +99,7 @@ pub struct SentPage {
 #[async_trait]
 pub trait MessageStore: Send + Sync + 'static {
     /// Writes messages, in the order of `messages.accepted`. The same id again changes nothing: of two records of a message
-    /// the first in the log stands.
+    /// the first in the log stands, and one that was sent stands before one that is scheduled, whichever comes first.
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError>;
 
     /// Records steps, in any order: of each step the earliest time stands, and of two failures of the same millisecond the

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ahash::AHashSet;
-use eshaar_model::{Clock, MessageId, Timestamp};
+use eshaar_model::{BroadcastId, Clock, MessageId, Timestamp};
 use eshaar_service::metrics::CANCELLATIONS;
 use parking_lot::RwLock;
 use tokio::time::timeout;
@@ -102,9 +102,14 @@ impl Cancelled {
         Ok(cancelled)
     }
 
-    /// Whether the message was taken back.
+    /// Whether the message, or the broadcast, of this id was taken back.
     pub fn covers(&self, id: MessageId) -> bool {
         self.count.load(Ordering::Acquire) > 0 && self.days.read().get(&day(id)).is_some_and(|day| day.has(id))
+    }
+
+    /// Whether a message was taken back, itself or with the broadcast that it is part of.
+    pub fn takes(&self, id: MessageId, broadcast: Option<BroadcastId>) -> bool {
+        self.covers(id) || broadcast.is_some_and(|broadcast| self.covers(broadcast.into()))
     }
 
     /// How many are known.
@@ -244,6 +249,16 @@ mod tests {
         .unwrap();
         assert_eq!(cancelled.len(), ids.len() + 1);
         shutdown.cancel();
+    }
+
+    #[test]
+    fn a_message_is_taken_back_with_its_broadcast() {
+        let cancelled = Cancelled::none(Clock::manual(START));
+        let (one, other) = (BroadcastId::new(START), BroadcastId::new(START));
+        cancelled.enter(one.into());
+        let id = MessageId::of_recipient(one, 7, START);
+        assert!(cancelled.takes(id, Some(one)));
+        assert!(!cancelled.takes(id, None) && !cancelled.takes(id, Some(other)));
     }
 
     #[test]

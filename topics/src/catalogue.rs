@@ -23,6 +23,7 @@ pub enum Durability {
 #[repr(u8)]
 pub enum Topic {
     MessagesAccepted,
+    BroadcastsRequested,
     Cancellations,
     LaneHigh,
     LaneNormal,
@@ -63,8 +64,9 @@ pub struct TopicSpec {
 
 impl Topic {
     /// All topics, in the order of the flow.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MessagesAccepted,
+        Self::BroadcastsRequested,
         Self::Cancellations,
         Self::LaneHigh,
         Self::LaneNormal,
@@ -91,6 +93,7 @@ impl Topic {
     pub const fn name(self) -> &'static str {
         match self {
             Self::MessagesAccepted => "messages.accepted",
+            Self::BroadcastsRequested => "broadcasts.requested",
             Self::Cancellations => "cancellations",
             Self::LaneHigh => "lane.high",
             Self::LaneNormal => "lane.normal",

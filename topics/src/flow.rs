@@ -2,12 +2,12 @@
 //! works on headers alone reads them with [`Envelope`]. Pure: it touches no log.
 
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId, Phone, Timestamp};
-use eshaar_schemas::{Cancellation, Codecs, Delivery, EncodeError, Message, StatusChanged};
+use eshaar_model::{BroadcastId, Lane, MessageId, Phone, Timestamp};
+use eshaar_schemas::{Broadcast, Cancellation, Codecs, Delivery, EncodeError, Message, StatusChanged};
 use eshaar_service::TraceContext;
 
 use crate::headers::{
-    CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TYPE, CORRELATION, EXPIRES_MS, FROM, LANE, TO, TRACEPARENT,
+    BROADCAST, CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TYPE, CORRELATION, EXPIRES_MS, FROM, LANE, TO, TRACEPARENT,
 };
 use crate::{Headers, NewRecord, Topic};
 
@@ -15,6 +15,8 @@ use crate::{Headers, NewRecord, Topic};
 pub const TYPE_ACCEPTED: &str = "eshaar.message.accepted.v1";
 /// CloudEvents type of a status.
 pub const TYPE_STATUS: &str = "eshaar.message.status.v1";
+/// CloudEvents type of a broadcast that was accepted.
+pub const TYPE_BROADCAST: &str = "eshaar.broadcast.requested.v1";
 /// CloudEvents type of a cancellation.
 pub const TYPE_CANCELLATION: &str = "eshaar.cancellation.v1";
 
@@ -68,7 +70,11 @@ pub fn accepted(
         (LANE, lane.as_str().as_bytes()),
         (FROM, message.sender.as_bytes()),
     ];
-    let sometimes = [to_phone.map(|to| (TO, to)), expires.as_ref().map(|at| (EXPIRES_MS, at.as_bytes()))];
+    let sometimes = [
+        to_phone.map(|to| (TO, to)),
+        expires.as_ref().map(|at| (EXPIRES_MS, at.as_bytes())),
+        message.broadcast_id.as_ref().map(|broadcast| (BROADCAST, broadcast.as_bytes())),
+    ];
     Ok(NewRecord {
         topic: Topic::MessagesAccepted,
         partition: None,
@@ -110,7 +116,43 @@ pub fn status(
     Ok(NewRecord { topic: Topic::MessageStatus, partition: None, key, value, headers, timestamp })
 }
 
-/// The record of `cancellations` that takes a message back. Its key alone says which.
+/// The record of `broadcasts.requested` for a broadcast that was accepted.
+///
+/// # Errors
+/// When it cannot be written by its schema.
+pub fn broadcast(what: &Broadcast, codecs: &Codecs, trace: &TraceContext) -> Result<NewRecord, EncodeError> {
+    let value = codecs.encode(what)?;
+    let timestamp = Timestamp::from_millis(what.created_at);
+    let (id, time, trace) = (what.id.to_string(), timestamp.to_string(), trace.to_string());
+    let headers = Headers::new([
+        (CE_SPECVERSION, SPECVERSION),
+        (CE_ID, id.as_bytes()),
+        (CE_TYPE, TYPE_BROADCAST.as_bytes()),
+        (CE_SOURCE, SOURCE),
+        (CE_TIME, time.as_bytes()),
+        (TRACEPARENT, trace.as_bytes()),
+        (CORRELATION, what.correlation_id.as_bytes()),
+        (FROM, what.sender.as_bytes()),
+    ]);
+    let key = Bytes::from(id);
+    Ok(NewRecord { topic: Topic::BroadcastsRequested, partition: None, key, value, headers, timestamp })
+}
+
+/// A status of a message that is part of a broadcast, if it is, says so: it counts in the broadcast's progress.
+#[must_use]
+pub fn part_of(status: NewRecord, broadcast: Option<BroadcastId>) -> NewRecord {
+    match broadcast {
+        Some(id) => NewRecord { headers: status.headers.with(BROADCAST, id.to_string().as_bytes()), ..status },
+        None => status,
+    }
+}
+
+/// The broadcast that a message is part of.
+pub fn broadcast_of(message: &Message) -> Option<BroadcastId> {
+    message.broadcast_id.as_deref().and_then(|id| id.parse().ok())
+}
+
+/// The record of `cancellations` that takes a message, or a broadcast, back. Its key alone says which.
 ///
 /// # Errors
 /// When it cannot be written by its schema.
@@ -179,6 +221,8 @@ pub struct Envelope<'a> {
     pub to: Option<Phone>,
     /// Not delivered after this.
     pub expires_at: Option<Timestamp>,
+    /// The broadcast that it is part of.
+    pub broadcast: Option<BroadcastId>,
     /// The request it comes from.
     pub origin: Origin<'a>,
 }
@@ -198,7 +242,7 @@ impl<'a> Envelope<'a> {
     /// When one that every message has is missing, or one that is there cannot be read.
     pub fn read(headers: &'a Headers) -> Result<Self, HeaderError> {
         let (mut id, mut lane, mut from, mut to, mut expires_at) = (None, None, None, None, None);
-        let mut origin = Origin::default();
+        let (mut broadcast, mut origin) = (None, Origin::default());
         for (name, value) in headers.iter() {
             let text = std::str::from_utf8(value).ok();
             match std::str::from_utf8(name) {
@@ -207,6 +251,7 @@ impl<'a> Envelope<'a> {
                 Ok(FROM) => from = Some(parse(FROM, text, Some)?),
                 Ok(TO) => to = Some(parse(TO, text, phone)?),
                 Ok(EXPIRES_MS) => expires_at = Some(parse(EXPIRES_MS, text, |text| text.parse().ok())?),
+                Ok(BROADCAST) => broadcast = Some(parse(BROADCAST, text, |text| text.parse().ok())?),
                 Ok(TRACEPARENT) => origin.traceparent = text,
                 Ok(CORRELATION) => origin.correlation = text,
                 _ => {}
@@ -219,6 +264,7 @@ impl<'a> Envelope<'a> {
             from: from.ok_or(missing(FROM))?,
             to,
             expires_at: expires_at.map(Timestamp::from_millis),
+            broadcast,
             origin,
         })
     }
@@ -289,6 +335,7 @@ mod tests {
             from: "acme-bank",
             to: Some("+966501234567".parse().unwrap()),
             expires_at: Some(AT.plus_millis(5)),
+            broadcast: None,
             origin: Origin { traceparent: Some(&trace), correlation: Some("c-1") },
         };
         assert_eq!(envelope, expected);

@@ -26,6 +26,8 @@ pub const FROM: &str = "es-from";
 pub const EXPIRES_MS: &str = "es-expires-ms";
 /// Position in `messages.accepted` (`partition:offset`), stamped by prioritize.
 pub const ACCEPTED: &str = "es-accepted";
+/// The broadcast that a message is part of. Absent: none.
+pub const BROADCAST: &str = "es-broadcast";
 /// Joins what comes from one request.
 pub const CORRELATION: &str = "es-correlation";
 /// On retries: how often the record has failed so far, decimal (R4.1).

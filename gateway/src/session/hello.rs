@@ -153,6 +153,9 @@ async fn receipt(shared: &Shared, phone: Phone, acked: Cursor, after: Cursor) ->
             }
             let Ok(message) = message::decode::<Message>(&shared.codecs, &row.value).await else { continue };
             let subject = Ready::new(message, row.position, Before::Unknown).subject;
+            if shared.cancelled.takes(subject.id, subject.broadcast) {
+                continue;
+            }
             records.extend(receipts::status(shared, &subject, phone, Status::Delivered, now));
         }
         shared.meters.acked.increment(records.len() as u64);

@@ -171,7 +171,7 @@ impl Recipient {
 
     fn send(&mut self, shared: &Shared, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
         self.sent.advance(ready.position);
-        if shared.cancelled.covers(ready.subject.id) {
+        if shared.cancelled.takes(ready.subject.id, ready.subject.broadcast) {
             return Taken::Cancelled;
         }
         if ready.expired(now) {
@@ -195,10 +195,10 @@ impl Recipient {
             }
             match message::decode::<Message>(&shared.codecs, &row.value).await {
                 Ok(message) => {
-                    if self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames)
-                        == Taken::Sent
-                    {
-                        shared.meters.sent_by_replay.increment(1);
+                    match self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames) {
+                        Taken::Sent => shared.meters.sent_by_replay.increment(1),
+                        Taken::Cancelled => shared.meters.cancelled.increment(1),
+                        Taken::Expired | Taken::Dropped => {}
                     }
                 }
                 Err(error) => {

@@ -245,7 +245,7 @@ async fn a_read_of_what_another_session_was_sent_is_looked_up_and_one_of_somebod
             recipient: recipient.parse().unwrap(),
             created_at: world.clock.now(),
             expires_at: None,
-            accepted: (0, 0),
+            accepted: (0, Some(0)),
             value: bytes::Bytes::new(),
         };
         let mut steps = StatusSteps::default();

@@ -9,13 +9,13 @@ use crate::options::BulkOptions;
 
 /// A line that is not blank.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     Text(Bytes),
     TooLong,
 }
 
 /// What came of asking for a line.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// A line and its number, from 1; blank lines count too.
     Line(u64, Line),
     /// None is at hand: ask [`Lines::wait`].
@@ -25,7 +25,7 @@ pub(super) enum Next {
 }
 
 /// Lines of an upload.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     source: Source,
     buffer: BytesMut,
     /// So much of the buffer holds no line end.
@@ -39,7 +39,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(source: Source, options: &BulkOptions) -> Self {
+    pub(crate) fn new(source: Source, options: &BulkOptions) -> Self {
         Self {
             source,
             buffer: BytesMut::new(),
@@ -54,7 +54,7 @@ impl Lines {
 
     /// The next line, as far as the upload is at hand. It takes in at most one chunk, so that blank or endless lines
     /// cannot keep the thread.
-    pub(super) fn next(&mut self) -> Result<Next, Problem> {
+    pub(crate) fn next(&mut self) -> Result<Next, Problem> {
         let mut may_take = true;
         loop {
             if let Some(line) = self.cut() {
@@ -81,7 +81,7 @@ impl Lines {
     }
 
     /// Waits until there is more to look at. Cancel-safe.
-    pub(super) async fn wait(&mut self) -> Result<(), Problem> {
+    pub(crate) async fn wait(&mut self) -> Result<(), Problem> {
         // An upload whose chunks are always at hand must let others run, too.
         tokio::task::consume_budget().await;
         let chunk = self.source.next().await?;

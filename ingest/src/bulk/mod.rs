@@ -7,9 +7,9 @@
 
 mod answers;
 mod gather;
-mod lines;
+pub(crate) mod lines;
 mod settle;
-mod source;
+pub(crate) mod source;
 
 use std::sync::Arc;
 
@@ -35,7 +35,8 @@ use settle::Settle;
 use source::{Encoding, Source};
 
 /// What an upload may be declared as, the first of them being the one we name.
-const NDJSON: [&str; 4] = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-lines"];
+pub(crate) const NDJSON: [&str; 4] =
+    ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-lines"];
 
 /// A bulk request that was let in. Shared by its two halves.
 struct Submission {

@@ -27,14 +27,14 @@ const FREE_BYTES: u64 = 1024 * 1024;
 
 /// How an upload is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub(crate) enum Encoding {
     Identity,
     Gzip,
     Zstd,
 }
 
 impl Encoding {
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let refused = || problems::content_encoding("`identity`, `gzip` or `zstd`");
         let mut given = headers.get_all(header::CONTENT_ENCODING).iter();
         let Some(value) = given.next() else { return Ok(Self::Identity) };
@@ -53,7 +53,7 @@ impl Encoding {
 type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// An upload.
-pub(super) struct Source {
+pub(crate) struct Source {
     chunks: Chunks,
     /// Bytes received, before decompression.
     received: Arc<AtomicU64>,
@@ -66,7 +66,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(body: Body, encoding: Encoding, options: &BulkOptions) -> Self {
+    pub(crate) fn new(body: Body, encoding: Encoding, options: &BulkOptions) -> Self {
         let received = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&received);
         let raw = body.into_data_stream().map_err(io::Error::other).inspect_ok(move |chunk: &Bytes| {
@@ -99,7 +99,7 @@ impl Source {
     }
 
     /// The next bytes; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Ok(next) = tokio::time::timeout(self.stall_timeout, self.chunks.next()).await else {
             let detail = format!("nothing was received for {} s", self.stall_timeout.as_secs());
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "upload_stalled", detail));
@@ -108,7 +108,7 @@ impl Source {
     }
 
     /// The next bytes if they are at hand, or if it is known that there are none.
-    pub(super) fn next_now(&mut self) -> Option<Result<Option<Bytes>, Problem>> {
+    pub(crate) fn next_now(&mut self) -> Option<Result<Option<Bytes>, Problem>> {
         let next = self.chunks.next().now_or_never()?;
         Some(self.check(next))
     }

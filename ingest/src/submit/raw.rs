@@ -43,6 +43,8 @@ raw_fields! {
     reference = "reference",
     collapse_key = "collapse_key",
     idempotency_key = "idempotency_key",
+    audience = "audience",
+    rate = "rate",
 }
 
 impl<'de> Deserialize<'de> for Raw<'de> {

@@ -1,6 +1,8 @@
 //! What may be sent, decided in one place. Pure: the same for a single message and for a line of a bulk request.
 
-use eshaar_model::limits::{COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, REFERENCE_CHARS, TTL_SECONDS};
+use eshaar_model::limits::{
+    COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, LISTED_RECIPIENTS, REFERENCE_CHARS, TTL_SECONDS,
+};
 use eshaar_model::{Content, ContentError, Phone, Priority};
 use eshaar_service::Problem;
 
@@ -9,6 +11,9 @@ use super::raw::Raw;
 use crate::idempotency::is_key;
 use crate::json::Field;
 use crate::problems;
+
+/// Highest rate that a broadcast may be given, in messages a second.
+const MOST_RATE: i64 = 1_000_000;
 
 /// A message that can be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +29,75 @@ pub(crate) struct Draft {
     pub(crate) idempotency_key: Option<String>,
 }
 
+/// What a broadcast says, besides whom it goes to where it lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BroadcastDraft {
+    pub(crate) content: Content,
+    pub(crate) priority: Priority,
+    /// Time to live, in seconds.
+    pub(crate) ttl_s: Option<u64>,
+    pub(crate) reference: Option<String>,
+    pub(crate) collapse_key: Option<String>,
+    /// Most messages in a second.
+    pub(crate) rate: Option<u32>,
+    /// `None`: the recipients are listed.
+    pub(crate) audience: Option<String>,
+}
+
+/// Checks a broadcast; the first thing wrong with it is what is answered.
+pub(super) fn validate_broadcast(raw: Raw<'_>) -> Result<BroadcastDraft, Problem> {
+    if let Some(name) = &raw.unknown {
+        return Err(problems::unknown_field(name));
+    }
+    if let Some(name) = raw.repeated {
+        return Err(problems::repeated_field(name));
+    }
+    if raw.idempotency_key != Field::Absent {
+        return Err(problems::unknown_field("idempotency_key"));
+    }
+    available(&raw)?;
+    let audience = optional_text("audience", raw.audience)?;
+    match (&audience, &raw.to) {
+        (Some(_), to) if to.is_none() => {}
+        (Some(_), _) => {
+            let detail = "give `audience` or `to`, not both";
+            return Err(Problem::field("audience", "two_recipients", detail));
+        }
+        (None, Field::Array(1..=LISTED_RECIPIENTS)) => {}
+        (None, Field::Array(count)) => {
+            let detail = format!(
+                "must list 1 to {LISTED_RECIPIENTS} phones, lists {count}; more of them are an audience to upload"
+            );
+            return Err(Problem::field("to", "recipients_count", detail));
+        }
+        (None, Field::Absent | Field::Null) => {
+            return Err(Problem::field("to", "missing_field", "is required where there is no `audience`"));
+        }
+        (None, other) => return Err(wrong_kind("to", "an array of phones", other)),
+    }
+    Ok(BroadcastDraft {
+        content: content(raw.content)?,
+        priority: priority(&raw.priority)?,
+        ttl_s: time_to_live(&raw.ttl_s)?,
+        reference: reference(raw.reference)?,
+        collapse_key: collapse_key(raw.collapse_key)?,
+        rate: rate(&raw.rate)?,
+        audience,
+    })
+}
+
+fn rate(field: &Field<'_>) -> Result<Option<u32>, Problem> {
+    match field {
+        Field::Absent | Field::Null => Ok(None),
+        Field::Integer(rate @ 1..=MOST_RATE) => Ok(Some(*rate as u32)),
+        other => {
+            let is = if let Field::Integer(rate) = other { rate.to_string() } else { other.kind().to_owned() };
+            let detail = format!("must be an integer from 1 to {MOST_RATE}, in messages a second; is {is}");
+            Err(Problem::field("rate", "invalid_rate", detail))
+        }
+    }
+}
+
 /// Checks a submission; the first thing wrong with it is what is answered.
 pub(super) fn validate(raw: Raw<'_>, form: Form) -> Result<Draft, Problem> {
     if let Some(name) = &raw.unknown {
@@ -34,6 +108,11 @@ pub(super) fn validate(raw: Raw<'_>, form: Form) -> Result<Draft, Problem> {
     }
     if form == Form::Single && raw.idempotency_key != Field::Absent {
         return Err(problems::unknown_field("idempotency_key"));
+    }
+    for (name, field) in [("audience", &raw.audience), ("rate", &raw.rate)] {
+        if *field != Field::Absent {
+            return Err(problems::unknown_field(name));
+        }
     }
     available(&raw)?;
     Ok(Draft {

@@ -156,8 +156,12 @@ impl Fixture {
         let store_options = eshaar_store::sqlite::Options::at(dir.path().join("store.db"));
         let store = eshaar_store::sqlite::open(store_options, clock.clone()).unwrap();
         let registry = EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap();
-        let subjects =
-            [("messages.accepted", "Message"), ("message.status", "StatusChanged"), ("cancellations", "Cancellation")];
+        let subjects = [
+            ("messages.accepted", "Message"),
+            ("message.status", "StatusChanged"),
+            ("cancellations", "Cancellation"),
+            ("broadcasts.requested", "Broadcast"),
+        ];
         let subjects = subjects.map(|(topic, record)| (format!("{topic}-value"), record));
         let codecs = Codecs::register(Arc::new(registry), &subjects).await.unwrap();
         let secret = dir.path().join("secret");
@@ -265,7 +269,7 @@ impl Fixture {
             recipient: Principal::Phone(message.recipient.parse::<Phone>().unwrap()),
             created_at: Timestamp::from_millis(message.created_at),
             expires_at: message.expires_at.map(Timestamp::from_millis),
-            accepted: (record.position.partition, record.position.offset),
+            accepted: (record.position.partition, Some(record.position.offset)),
             value: record.value.clone(),
         }
     }

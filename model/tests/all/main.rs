@@ -4,6 +4,7 @@
 
 mod any;
 mod content;
+mod conversations;
 mod cursors;
 mod messages;
 mod phones;

@@ -211,7 +211,7 @@ impl Route {
     fn decide(&self, record: &Received, position: StreamPosition, now: Timestamp) -> Result<Decision, Error> {
         let envelope = Envelope::read(&record.headers)?;
         let phone = envelope.to.ok_or(HeaderError { name: headers::TO })?;
-        if self.ports.cancelled.covers(envelope.id) {
+        if self.ports.cancelled.takes(envelope.id, envelope.broadcast) {
             counter!(CANCELLED, "stage" => Self::NAME).increment(1);
             return Ok(Decision::Cancelled);
         }

@@ -12,8 +12,8 @@ use eshaar_model::{MessageId, MessageType, Priority, Status};
 use eshaar_schemas::records::CONTRACTS;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{
-    Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint, Registry,
-    RegistryError, StatusChanged, StatusHint, schema_id,
+    Broadcast, Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint,
+    Registry, RegistryError, StatusChanged, StatusHint, schema_id,
 };
 use proptest::prelude::*;
 
@@ -100,11 +100,6 @@ impl AsValue for Message {
     fn as_value(&self) -> Value {
         let kind = [(MessageType::OneWay, "one_way"), (MessageType::Chat, "chat")];
         let kind = kind.iter().position(|(kind, _)| *kind == self.r#type).map(|at| (at as u32, kind[at].1)).unwrap();
-        let priority = match self.priority {
-            Priority::High => (0, "high"),
-            Priority::Normal => (1, "normal"),
-            Priority::Low => (2, "low"),
-        };
         let media = self.media.iter().map(|media| {
             record([
                 ("id", text(&media.id)),
@@ -124,7 +119,7 @@ impl AsValue for Message {
             ("content_ciphertext", optional(self.content_ciphertext.as_ref().map(|b| Value::Bytes(b.to_vec())))),
             ("content_key_id", optional_text(self.content_key_id.as_ref())),
             ("media", Value::Array(media.collect())),
-            ("priority", Value::Enum(priority.0, priority.1.to_owned())),
+            ("priority", priority(self.priority)),
             ("created_at", Value::TimestampMillis(self.created_at)),
             ("expires_at", optional(self.expires_at.map(Value::TimestampMillis))),
             ("reference", optional_text(self.reference.as_ref())),
@@ -180,6 +175,35 @@ impl AsValue for Cancellation {
     }
 }
 
+fn priority(priority: Priority) -> Value {
+    let (place, symbol) = match priority {
+        Priority::High => (0, "high"),
+        Priority::Normal => (1, "normal"),
+        Priority::Low => (2, "low"),
+    };
+    Value::Enum(place, symbol.to_owned())
+}
+
+impl AsValue for Broadcast {
+    fn as_value(&self) -> Value {
+        record([
+            ("id", Value::Uuid(self.id.into())),
+            ("sender", text(&self.sender)),
+            ("audience", optional_text(self.audience.as_ref())),
+            ("recipients", Value::Uuid(self.recipients.into())),
+            ("total", Value::Long(self.total)),
+            ("content", text(&self.content)),
+            ("priority", priority(self.priority)),
+            ("created_at", Value::TimestampMillis(self.created_at)),
+            ("expires_at", optional(self.expires_at.map(Value::TimestampMillis))),
+            ("reference", optional_text(self.reference.as_ref())),
+            ("collapse_key", optional_text(self.collapse_key.as_ref())),
+            ("rate", optional(self.rate.map(Value::Int))),
+            ("correlation_id", text(&self.correlation_id)),
+        ])
+    }
+}
+
 impl AsValue for DeadLetter {
     fn as_value(&self) -> Value {
         let headers: HashMap<_, _> =
@@ -230,6 +254,24 @@ fn deliveries() -> [Delivery; 3] {
     [hint(Some(-1)), hint(None), status].map(|hint| Delivery { principal: "+966500000001".into(), hint })
 }
 
+fn broadcast(priority: Priority) -> Broadcast {
+    Broadcast {
+        id: id().to_string().parse().unwrap(),
+        sender: "bank".into(),
+        audience: Some("cards".into()),
+        recipients: id().to_string().parse().unwrap(),
+        total: 10_000_000,
+        content: "رمزك 4711".into(),
+        priority,
+        created_at: 1_760_000_000_123,
+        expires_at: Some(1_760_000_100_000),
+        reference: Some("spring".into()),
+        collapse_key: Some("offer".into()),
+        rate: Some(500),
+        correlation_id: "c-1".into(),
+    }
+}
+
 fn dead_letter() -> DeadLetter {
     DeadLetter {
         stage: "route".into(),
@@ -268,13 +310,26 @@ async fn every_field_and_symbol_is_read_alike_by_an_independent_implementation()
         holds_together(&codecs, &StatusChanged { id: id(), status, at: 5, sender, recipient, reason });
     }
     holds_together(&codecs, &dead_letter());
+    for priority in [Priority::High, Priority::Normal, Priority::Low] {
+        let broadcast = broadcast(priority);
+        let bare = Broadcast {
+            audience: None,
+            expires_at: None,
+            reference: None,
+            collapse_key: None,
+            rate: None,
+            ..broadcast.clone()
+        };
+        holds_together(&codecs, &broadcast);
+        holds_together(&codecs, &bare);
+    }
     holds_together(&codecs, &Cancellation { id: id(), sender: "bank".into(), at: 1_760_000_000_000 });
 }
 
 #[test]
 fn every_symbol_of_the_schemas_is_covered_above() {
     let count = |json: &str| json.matches("\"symbols\"").count();
-    assert_eq!(CONTRACTS.iter().map(|(_, json)| count(json)).sum::<usize>(), 3, "type, priority and status");
+    assert_eq!(CONTRACTS.iter().map(|(_, json)| count(json)).sum::<usize>(), 4, "type, priority (twice) and status");
     let Value::Record(_) = full_message().as_value() else { panic!("a record") };
     assert!(Message::SCHEMA.contains(r#""symbols": ["one_way", "chat"]"#));
     assert!(Message::SCHEMA.contains(r#""symbols": ["high", "normal", "low"]"#));

@@ -1,7 +1,7 @@
 //! Messages: written once, steps in any order, lists newest first.
 
 use bytes::Bytes;
-use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Status, Timestamp};
+use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Shown, Status, Timestamp};
 
 use super::{Subject, start};
 use crate::{MessageRow, SentQuery, Step, StoreError, StoredMessage};
@@ -15,6 +15,8 @@ super::checks! {
     the_reason_of_a_failure_is_that_of_the_earliest,
     sent_is_the_messages_own_to_say,
     expiry_is_shown_by_the_clock,
+    a_scheduled_message_is_sent_once_it_stands_in_the_log,
+    a_scheduled_message_ends_without_being_sent,
     a_list_is_newest_first_and_of_one_business,
     a_list_is_filtered_by_type_status_and_phone,
     pages_give_each_message_once_while_new_ones_come,
@@ -32,7 +34,7 @@ fn message(subject: &Subject, number: u64, after_ms: i64) -> MessageRow {
         recipient: subject.phone(number).into(),
         created_at,
         expires_at: None,
-        accepted: (3, number),
+        accepted: (3, Some(number)),
         value: Bytes::from(format!("message {number}")),
     }
 }
@@ -75,7 +77,7 @@ async fn a_message_comes_back_as_it_was_written(subject: &Subject) -> Result<(),
 async fn the_same_id_again_changes_nothing(subject: &Subject) -> Result<(), StoreError> {
     let messages = &subject.store.messages;
     let first = message(subject, 1, 0);
-    let again = MessageRow { value: Bytes::from_static(b"other"), accepted: (3, 7), ..first.clone() };
+    let again = MessageRow { value: Bytes::from_static(b"other"), accepted: (3, Some(7)), ..first.clone() };
     messages.put(vec![first.clone(), again.clone()]).await?;
     messages.put(vec![again]).await?;
     assert_eq!(get(subject, first.id).await?.row, first);
@@ -96,7 +98,7 @@ async fn a_step_may_come_before_its_message(subject: &Subject) -> Result<(), Sto
     messages.put(vec![row.clone()]).await?;
     let read = get(subject, row.id).await?;
     assert_eq!((read.steps.at(Status::Sent), read.steps.at(Status::Delivered)), (Some(later(0)), Some(later(20))));
-    assert_eq!(read.status(later(30)), Status::Delivered);
+    assert_eq!(read.status(later(30)), Status::Delivered.into());
     Ok(())
 }
 
@@ -108,7 +110,7 @@ async fn of_a_step_the_earliest_time_stands(subject: &Subject) -> Result<(), Sto
     subject.store.messages.reach(vec![step(row.id, Status::Delivered, 30), step(row.id, Status::Read, 60)]).await?;
     let read = get(subject, row.id).await?;
     assert_eq!((read.steps.at(Status::Delivered), read.steps.at(Status::Read)), (Some(later(30)), Some(later(40))));
-    assert_eq!(read.status(later(99)), Status::Read);
+    assert_eq!(read.status(later(99)), Status::Read.into());
     Ok(())
 }
 
@@ -133,7 +135,7 @@ async fn the_reason_of_a_failure_is_that_of_the_earliest(subject: &Subject) -> R
     subject.store.messages.put(vec![early.clone(), together.clone()]).await?;
     for (row, reason) in [(early, "expired_token"), (together, "other")] {
         let read = get(subject, row.id).await?;
-        assert_eq!((read.failure_reason.as_deref(), read.status(later(9))), (Some(reason), Status::Failed));
+        assert_eq!((read.failure_reason.as_deref(), read.status(later(9))), (Some(reason), Status::Failed.into()));
         assert_eq!(read.steps.at(Status::Failed), Some(later(5)));
     }
     Ok(())
@@ -153,12 +155,63 @@ async fn expiry_is_shown_by_the_clock(subject: &Subject) -> Result<(), StoreErro
     let rows = [&waits, &arrived].map(|row| MessageRow { expires_at: Some(later(1_000)), ..row.clone() });
     subject.store.messages.put(rows.to_vec()).await?;
     subject.store.messages.reach(vec![step(arrived.id, Status::Delivered, 500)]).await?;
-    for (now, shown) in [(later(999), Status::Sent), (later(1_000), Status::Expired)] {
+    for (now, shown) in [(later(999), Shown::At(Status::Sent)), (later(1_000), Status::Expired.into())] {
         assert_eq!(get(subject, waits.id).await?.status(now), shown);
-        assert_eq!(get(subject, arrived.id).await?.status(now), Status::Delivered);
+        assert_eq!(get(subject, arrived.id).await?.status(now), Status::Delivered.into());
         let query = SentQuery { status: Some(shown), limit: 10, ..SentQuery::default() };
         let page = subject.store.messages.sent_by(&subject.business("acme"), query, now).await?;
         assert_eq!(ids(&page.messages), [waits.id]);
+    }
+    Ok(())
+}
+
+async fn a_scheduled_message_is_sent_once_it_stands_in_the_log(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let acme = subject.business("acme");
+    // What archive reads first is not said: the topics have nothing to do with each other.
+    for (number, sent_first) in [(1, false), (2, true)] {
+        let accepted = message(subject, number, 0);
+        let scheduled = MessageRow { created_at: later(500), accepted: (3, None), ..accepted.clone() };
+        let sent = MessageRow { created_at: later(505), ..accepted };
+        if sent_first {
+            messages.put(vec![sent.clone()]).await?;
+            messages.put(vec![scheduled.clone()]).await?;
+        } else {
+            messages.put(vec![scheduled.clone()]).await?;
+            messages.put(vec![scheduled.clone()]).await?;
+            let read = get(subject, scheduled.id).await?;
+            assert_eq!((read.status(later(600)), read.steps.current()), (Shown::Scheduled, None));
+            assert_eq!(read.row, scheduled);
+            for (status, listed) in [(Shown::Scheduled, vec![scheduled.id]), (Status::Sent.into(), vec![])] {
+                let query = SentQuery { status: Some(status), limit: 10, ..SentQuery::default() };
+                assert_eq!(ids(&messages.sent_by(&acme, query, later(600)).await?.messages), listed);
+            }
+            messages.put(vec![sent.clone()]).await?;
+        }
+        // A scheduler that was stopped in between sends it again, later.
+        let again = MessageRow { created_at: later(900), accepted: (3, Some(number + 50)), ..sent.clone() };
+        messages.put(vec![again]).await?;
+        let read = get(subject, sent.id).await?;
+        assert_eq!((read.status(later(999)), read.steps.at(Status::Sent)), (Status::Sent.into(), Some(later(505))));
+        assert_eq!(read.row, sent);
+    }
+    let query = SentQuery { status: Some(Status::Sent.into()), limit: 10, ..SentQuery::default() };
+    assert_eq!(messages.sent_by(&acme, query, later(999)).await?.messages.len(), 2);
+    Ok(())
+}
+
+async fn a_scheduled_message_ends_without_being_sent(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let row = |number| MessageRow { accepted: (3, None), ..message(subject, number, 0) };
+    let (cancelled, expired) = (row(1), MessageRow { expires_at: Some(later(50)), ..row(2) });
+    messages.put(vec![cancelled.clone(), expired.clone()]).await?;
+    messages.reach(vec![step(cancelled.id, Status::Cancelled, 10)]).await?;
+    let ended = get(subject, cancelled.id).await?;
+    assert_eq!(ended.steps.reached().collect::<Vec<_>>(), [(Status::Cancelled, later(10))]);
+    for (now, shown) in [(later(49), Shown::Scheduled), (later(50), Status::Expired.into())] {
+        assert_eq!(get(subject, expired.id).await?.status(now), shown);
+        let query = SentQuery { status: Some(shown), limit: 10, ..SentQuery::default() };
+        assert_eq!(ids(&messages.sent_by(&subject.business("acme"), query, now).await?.messages), [expired.id]);
     }
     Ok(())
 }
@@ -198,11 +251,11 @@ async fn a_list_is_filtered_by_type_status_and_phone(subject: &Subject) -> Resul
     };
     let of_type = SentQuery { message_type: Some(MessageType::Chat), ..query.clone() };
     assert_eq!(list(of_type).await?, [chat.id]);
-    let at_status = SentQuery { status: Some(Status::Sent), ..query.clone() };
+    let at_status = SentQuery { status: Some(Status::Sent.into()), ..query.clone() };
     assert_eq!(list(at_status).await?, [chat.id, rows[3].id, rows[2].id]);
     let to = SentQuery { to: Some(subject.phone(1)), ..query.clone() };
     assert_eq!(list(to.clone()).await?, [rows[3].id, rows[1].id]);
-    assert_eq!(list(SentQuery { status: Some(Status::Delivered), ..to }).await?, [rows[1].id]);
+    assert_eq!(list(SentQuery { status: Some(Status::Delivered.into()), ..to }).await?, [rows[1].id]);
     assert!(list(SentQuery { to: Some(subject.phone(9)), ..query }).await?.is_empty());
     Ok(())
 }
@@ -240,7 +293,7 @@ async fn a_filter_that_matches_little_ends(subject: &Subject) -> Result<(), Stor
         messages.put(rows.to_vec()).await?;
     }
     messages.reach(vec![step(oldest, Status::Read, 1)]).await?;
-    let mut query = SentQuery { status: Some(Status::Read), limit: 10, ..SentQuery::default() };
+    let mut query = SentQuery { status: Some(Status::Read.into()), limit: 10, ..SentQuery::default() };
     let mut seen = Vec::new();
     for _ in 0..100 {
         let page = messages.sent_by(&subject.business("acme"), query.clone(), start()).await?;

@@ -6,13 +6,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a check that fails panics")]
 
+pub mod audiences;
 pub mod audit;
+pub mod broadcasts;
 pub mod claims;
+pub mod conversations;
 pub mod dead_letters;
 pub mod keys;
 pub mod messages;
 pub mod streams;
 pub mod tasks;
+pub mod timers;
 pub mod webhooks;
 
 use std::future::Future;
@@ -84,7 +88,11 @@ where
     dead_letters::run(&fresh).await?;
     tasks::run(&fresh).await?;
     audit::run(&fresh).await?;
-    webhooks::run(&fresh).await
+    timers::run(&fresh).await?;
+    webhooks::run(&fresh).await?;
+    audiences::run(&fresh).await?;
+    broadcasts::run(&fresh).await?;
+    conversations::run(&fresh).await
 }
 
 /// Runs checks by name, each against a subject of its own.

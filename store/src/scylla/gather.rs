@@ -63,6 +63,42 @@ impl Write {
     }
 }
 
+/// Writes that must become visible in their order, as rounds: each ends before the next begins. What comes one after the
+/// other in a group and is of one partition goes together; what a request does not hold any more, in the next round.
+/// Groups have nothing to do with each other.
+pub(super) fn rounds<K: PartialEq>(
+    groups: impl Iterator<Item = impl Iterator<Item = (K, Write)>>,
+    limits: Limits,
+) -> Vec<Vec<Write>> {
+    let mut rounds: Vec<Vec<Write>> = Vec::new();
+    for group in groups {
+        let (mut round, mut together) = (0, None::<(K, Write)>);
+        let mut put = |round: usize, write: Write| {
+            rounds.resize_with(rounds.len().max(round + 1), Vec::new);
+            rounds[round].push(write);
+        };
+        for (partition, write) in group {
+            let Some((known, mut before)) = together else {
+                together = Some((partition, write));
+                continue;
+            };
+            let left = if known == partition { before.join(write, limits) } else { Some(write) };
+            together = match left {
+                None => Some((known, before)),
+                Some(next) => {
+                    put(round, before);
+                    round += 1;
+                    Some((partition, next))
+                }
+            };
+        }
+        if let Some((_, last)) = together {
+            put(round, last);
+        }
+    }
+    rounds
+}
+
 /// Why writes did not end well.
 #[derive(Debug)]
 pub(super) enum Failed {

@@ -50,8 +50,11 @@ impl MessageStore for Cql {
     }
 }
 
+/// The timestamp of a scheduled message's write: below that of every one that was sent.
+const SCHEDULED_AT: i64 = 0;
+
 fn put(call: &Call<'_>, row: &MessageRow) -> Write {
-    let offset = super::columns::integer(row.accepted.1);
+    let offset = row.accepted.1.map(super::columns::integer);
     let values = (
         Uuid::from(row.id),
         row.message_type as i8,
@@ -61,9 +64,9 @@ fn put(call: &Call<'_>, row: &MessageRow) -> Write {
         time(row.created_at),
         optional_time(row.expires_at),
         row.accepted.0 as i32,
-        offset,
+        MaybeUnset::from_option(offset),
         row.value.clone(),
-        lowest_wins(offset),
+        offset.map_or(SCHEDULED_AT, lowest_wins),
     );
     Write::new(&call.statements().put_message, values, row.value.len())
 }
@@ -115,11 +118,13 @@ fn stored_message(row: Row) -> Result<Option<StoredMessage>, String> {
         recipient: principal(row.recipient.as_deref(), id)?,
         created_at,
         expires_at: row.expires_at.map(timestamp),
-        accepted: (row.accepted_partition.unwrap_or(0) as u32, row.accepted_offset.unwrap_or(0) as u64),
+        accepted: (row.accepted_partition.unwrap_or(0) as u32, row.accepted_offset.map(|offset| offset as u64)),
         value: row.value.unwrap_or_default(),
     };
     let mut steps = steps([row.failed, row.expired, row.cancelled, row.delivered, row.read]);
-    steps.reach(Status::Sent, created_at);
+    if row.accepted_offset.is_some() {
+        steps.reach(Status::Sent, created_at);
+    }
     Ok(Some(StoredMessage { row: of_message, steps, failure_reason: row.reason }))
 }
 
@@ -146,20 +151,18 @@ fn steps(columns: [Option<CqlTimestamp>; 5]) -> StatusSteps {
     steps
 }
 
-/// The steps of messages, in no order; one that none has come of is not among them.
+/// The steps of messages, in no order; one of which nothing has come is not among them.
 pub(super) async fn steps_of(call: &Call<'_>, ids: &[Uuid]) -> Result<Vec<(Uuid, StatusSteps)>, StoreError> {
-    type Row = (
-        Uuid,
-        Option<CqlTimestamp>,
-        Option<CqlTimestamp>,
-        Option<CqlTimestamp>,
-        Option<CqlTimestamp>,
-        Option<CqlTimestamp>,
-    );
+    type At = Option<CqlTimestamp>;
+    type Row = (Uuid, At, At, At, At, At, At, Option<i64>);
     let lookup = async |ids: Vec<Uuid>| {
         let rows = call.read(&call.statements().steps, (ids,)).await?;
-        call.rows(&rows, |(id, failed, expired, cancelled, delivered, read): Row| {
-            Ok((id, steps([failed, expired, cancelled, delivered, read])))
+        call.rows(&rows, |(id, failed, expired, cancelled, delivered, read, created_at, accepted): Row| {
+            let mut steps = steps([failed, expired, cancelled, delivered, read]);
+            if let Some(created_at) = created_at.filter(|_| accepted.is_some()) {
+                steps.reach(Status::Sent, timestamp(created_at));
+            }
+            Ok((id, steps))
         })
     };
     Ok(call.each(ids.chunks(TOGETHER).map(|ids| lookup(ids.to_vec())).collect()).await?.concat())

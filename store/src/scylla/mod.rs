@@ -4,12 +4,17 @@
 //! way through the bounds) · `gather` (what is written together) · `conditional` (LWT) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
 //! return, so there is nothing to sync. No row is written both conditionally and plainly.
 
+mod activity;
+mod audiences;
 mod audit;
+mod broadcasts;
 mod call;
+mod chat;
 mod claims;
 mod columns;
 mod conditional;
 mod connect;
+mod conversations;
 mod dead_letters;
 mod gather;
 mod keys;
@@ -21,6 +26,7 @@ mod setup;
 mod statements;
 mod stream;
 mod tasks;
+mod timers;
 mod webhooks;
 
 use std::collections::HashSet;
@@ -62,6 +68,7 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         options,
         epochs: Mutex::default(),
         days: Mutex::default(),
+        conversations: conversations::Remembered::default(),
     });
     Ok(Store {
         streams: Arc::clone(&engine) as _,
@@ -71,7 +78,11 @@ pub async fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         dead_letters: Arc::clone(&engine) as _,
         tasks: Arc::clone(&engine) as _,
         audit: Arc::clone(&engine) as _,
+        timers: Arc::clone(&engine) as _,
         webhooks: Arc::clone(&engine) as _,
+        audiences: Arc::clone(&engine) as _,
+        broadcasts: Arc::clone(&engine) as _,
+        conversations: Arc::clone(&engine) as _,
         engine,
     })
 }
@@ -94,6 +105,7 @@ struct Cql {
     epochs: Mutex<HashSet<Epoch>>,
     /// Days of businesses that are known to be written down.
     days: Mutex<HashSet<(BusinessId, i32)>>,
+    conversations: conversations::Remembered,
 }
 
 impl Cql {

@@ -17,7 +17,7 @@ pub(super) struct Migration {
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 4;
+pub(super) const VERSION: i32 = 7;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
@@ -34,6 +34,9 @@ pub(super) fn migrations(options: &Options) -> Vec<Migration> {
         },
         Migration { what: "the tables of webhooks", statements: version_3(), columns: &[] },
         Migration { what: "the rates of keys", statements: Vec::new(), columns: &[("api_key", "rate", "text")] },
+        Migration { what: "the tables of audiences and broadcasts", statements: version_5(), columns: &[] },
+        Migration { what: "the tables of timers", statements: version_6(), columns: &[] },
+        Migration { what: "the tables of conversations", statements: version_7(), columns: &[] },
     ]
 }
 
@@ -165,6 +168,65 @@ fn version_3() -> Vec<String> {
                 PRIMARY KEY ((partition), webhook)) WITH {levels}"
         ),
     ]
+}
+
+fn version_5() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    let tables = [
+        "recipients (list uuid, part int, page int, phones blob, PRIMARY KEY ((list, part), page)) WITH ",
+        "audience (business text, name text, list uuid, total bigint, uploaded_at timestamp,
+            PRIMARY KEY ((business), name)) WITH ",
+        "recipients_due (slot tinyint, due timestamp, list uuid, business text, name text,
+            PRIMARY KEY ((slot), due, list)) WITH ",
+        "broadcast (id uuid PRIMARY KEY, business text, created_at timestamp, value blob) WITH ",
+        "broadcast_sent (business text, id uuid, PRIMARY KEY ((business), id)) WITH CLUSTERING ORDER BY (id DESC) AND ",
+        "broadcast_open (slot tinyint, id uuid, PRIMARY KEY ((slot), id)) WITH ",
+        "broadcast_tally (broadcast uuid, partition int, segment int, delivered int, read int, failed int, expired int,
+            marks blob, PRIMARY KEY ((broadcast), partition, segment)) WITH ",
+    ];
+    tables.map(|table| format!("CREATE TABLE IF NOT EXISTS {table}{levels}")).to_vec()
+}
+
+fn version_6() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    let tables = [
+        "timer (partition int, hour int, due timestamp, id uuid, key blob, headers blob, value blob,
+            PRIMARY KEY ((partition, hour), due, id)) WITH ",
+        "timer_hour (partition int, hour int, PRIMARY KEY ((partition), hour)) WITH ",
+        "timer_mark (partition int PRIMARY KEY, holder uuid, due timestamp, id uuid) WITH ",
+    ];
+    tables.map(|table| format!("CREATE TABLE IF NOT EXISTS {table}{levels}")).to_vec()
+}
+
+fn version_7() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    let tables = [
+        "conversation (id uuid, epoch int, business text STATIC, phone bigint STATIC,
+            last_offset bigint, last_id uuid, last_from tinyint, last_at timestamp, business_read bigint,
+            phone_read bigint, PRIMARY KEY ((id), epoch)) WITH CLUSTERING ORDER BY (epoch DESC) AND ",
+        "open_conversation (business text, phone bigint, conversation uuid, closed boolean, archived boolean,
+            archived_epoch int, archived_offset bigint, PRIMARY KEY ((business, phone))) WITH ",
+        "activity_bucket (side text, bucket int, PRIMARY KEY ((side), bucket))
+            WITH CLUSTERING ORDER BY (bucket DESC) AND ",
+        "conversation_bucket (conversation uuid, epoch int, bucket bigint,
+            PRIMARY KEY ((conversation), epoch, bucket)) WITH CLUSTERING ORDER BY (epoch DESC, bucket DESC) AND ",
+    ];
+    let mut all = tables.map(|table| format!("CREATE TABLE IF NOT EXISTS {table}{levels}")).to_vec();
+    all.push(
+        "CREATE TABLE IF NOT EXISTS activity (
+            side text, bucket int, at timestamp, conversation uuid,
+            PRIMARY KEY ((side, bucket), at, conversation))
+            WITH CLUSTERING ORDER BY (at DESC, conversation DESC)"
+            .to_owned(),
+    );
+    all.push(
+        "CREATE TABLE IF NOT EXISTS conversation_stream (
+            conversation uuid, bucket bigint, epoch int, offset bigint,
+            id uuid, sender tinyint, at timestamp, expires_at timestamp, value blob,
+            PRIMARY KEY ((conversation, bucket), epoch, offset))"
+            .to_owned(),
+    );
+    all
 }
 
 #[cfg(test)]

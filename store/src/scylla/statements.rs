@@ -87,6 +87,27 @@ macro_rules! webhooks {
     };
 }
 
+macro_rules! chat_rows {
+    ($columns:literal, $where:literal) => {
+        concat!(
+            "SELECT epoch, offset, id, sender, ",
+            $columns,
+            " FROM conversation_stream WHERE conversation = ? AND bucket = ? AND epoch = ? AND offset ",
+            $where,
+            " LIMIT ?"
+        )
+    };
+}
+
+macro_rules! open_conversations {
+    ($where:literal) => {
+        concat!(
+            "SELECT conversation, closed, archived, archived_epoch, archived_offset FROM open_conversation WHERE ",
+            $where
+        )
+    };
+}
+
 macro_rules! keys {
     ($where:literal) => {
         concat!(
@@ -131,7 +152,8 @@ statements! {
     reach_read: Write = reach!("read");
     message: Read = message!("id = ?");
     messages: Read = message!("id IN ?");
-    steps: Read = "SELECT id, failed, expired, cancelled, delivered, read FROM message WHERE id IN ?";
+    steps: Read = "SELECT id, failed, expired, cancelled, delivered, read, created_at, accepted_offset FROM message
+        WHERE id IN ?";
 
     put_sent: Write = "INSERT INTO sent (business, day, shard, id, type, phone, expires_at)
         VALUES (?, ?, ?, ?, ?, ?, ?)";
@@ -180,6 +202,19 @@ statements! {
     task: Read = tasks!("kind = ? AND id = ?");
     tasks: Read = tasks!("kind = ? LIMIT ?");
 
+    make_timer_mark: Conditional = "INSERT INTO timer_mark (partition, holder, due, id) VALUES (?, ?, ?, ?)
+        IF NOT EXISTS";
+    take_timers: Conditional = "UPDATE timer_mark SET holder = ? WHERE partition = ? IF holder = ?";
+    mark_timers: Conditional = "UPDATE timer_mark SET due = ?, id = ? WHERE partition = ? IF holder = ?";
+    timer_mark: Read = "SELECT holder, due, id FROM timer_mark WHERE partition = ?";
+    put_timer: Write = "INSERT INTO timer (partition, hour, due, id, key, headers, value)
+        VALUES (?, ?, ?, ?, ?, ?, ?) USING TTL ?";
+    put_timer_hour: Write = "INSERT INTO timer_hour (partition, hour) VALUES (?, ?) USING TTL ?";
+    timers: Read = "SELECT due, id, key, headers, value FROM timer
+        WHERE partition = ? AND hour = ? AND (due, id) > (?, ?) AND (due, id) <= (?, ?) LIMIT ?";
+    timer_hours: Read = "SELECT hour FROM timer_hour WHERE partition = ? AND hour >= ? AND hour <= ? LIMIT ?";
+    count_timers: Read = "SELECT count(*) FROM timer WHERE partition = ? AND hour = ? AND (due, id) > (?, ?)";
+
     make_webhook: Conditional = "INSERT INTO webhook (url, events, key, generation, rotated_at, created_at,
         disabled_at, disabled_reason, failures, failing_since, revision, business, id)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
@@ -193,6 +228,71 @@ statements! {
         VALUES (?, ?, ?, ?, ?)";
     remove_webhook_cursor: Write = "DELETE FROM webhook_cursor WHERE partition = ? AND webhook = ?";
     webhook_cursors: Read = "SELECT webhook, business, epoch, offset FROM webhook_cursor WHERE partition = ? LIMIT ?";
+
+    put_recipients: Write = "INSERT INTO recipients (list, part, page, phones) VALUES (?, ?, ?, ?)";
+    recipients: Read = "SELECT phones FROM recipients WHERE list = ? AND part = ? AND page = ?";
+    any_recipients: Read = "SELECT page FROM recipients WHERE list = ? AND part = ? LIMIT 1";
+    delete_recipients: Write = "DELETE FROM recipients WHERE list = ? AND part = ?";
+    put_audience: Write = "INSERT INTO audience (business, name, list, total, uploaded_at) VALUES (?, ?, ?, ?, ?)";
+    audience: Read = "SELECT business, name, list, total, uploaded_at FROM audience WHERE business = ? AND name = ?";
+    audiences: Read = "SELECT business, name, list, total, uploaded_at FROM audience WHERE business = ? LIMIT ?";
+    delete_audience: Write = "DELETE FROM audience WHERE business = ? AND name = ?";
+    expire_recipients: Write = "INSERT INTO recipients_due (slot, due, list, business, name) VALUES (0, ?, ?, ?, ?)";
+    recipients_due: Read = "SELECT due, list, business, name FROM recipients_due WHERE slot = 0 AND due <= ? LIMIT ?";
+    forget_recipients: Write = "DELETE FROM recipients_due WHERE slot = 0 AND due = ? AND list = ?";
+
+    put_broadcast: Write = "INSERT INTO broadcast (id, business, created_at, value) VALUES (?, ?, ?, ?) USING TTL ?";
+    broadcasts: Read = "SELECT id, business, created_at, value FROM broadcast WHERE id IN ?";
+    list_broadcast: Write = "INSERT INTO broadcast_sent (business, id) VALUES (?, ?) USING TTL ?";
+    broadcasts_sent: Read = "SELECT id FROM broadcast_sent WHERE business = ? AND id < ? LIMIT ?";
+    open_broadcast: Write = "INSERT INTO broadcast_open (slot, id) VALUES (0, ?)";
+    close_broadcast: Write = "DELETE FROM broadcast_open WHERE slot = 0 AND id = ?";
+    broadcasts_open: Read = "SELECT id FROM broadcast_open WHERE slot = 0 LIMIT ?";
+    /// What the log tells up to the highest place stands, whoever writes last.
+    put_tally: Write = "INSERT INTO broadcast_tally
+        (broadcast, partition, segment, delivered, read, failed, expired, marks) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        USING TIMESTAMP ? AND TTL ?";
+    tally_marks: Read = "SELECT marks FROM broadcast_tally WHERE broadcast = ? AND partition = ? AND segment = ?";
+    tallies: Read = "SELECT delivered, read, failed, expired FROM broadcast_tally WHERE broadcast = ?";
+
+    make_conversation: Conditional = "INSERT INTO open_conversation (business, phone, conversation, closed)
+        VALUES (?, ?, ?, false) IF NOT EXISTS";
+    follow_conversation: Conditional = "UPDATE open_conversation
+        SET conversation = ?, closed = false, archived = false WHERE business = ? AND phone = ?
+        IF conversation = ? AND closed = true";
+    close_conversation: Conditional = "UPDATE open_conversation SET closed = true WHERE business = ? AND phone = ?
+        IF conversation = ?";
+    archive_conversation: Conditional = "UPDATE open_conversation
+        SET archived = true, archived_epoch = ?, archived_offset = ? WHERE business = ? AND phone = ?
+        IF conversation = ? AND closed = false";
+    take_up_conversation: Conditional = "UPDATE open_conversation SET archived = false WHERE business = ? AND phone = ?
+        IF conversation = ? AND closed = false";
+    open_conversation: Read = open_conversations!("business = ? AND phone = ?");
+    open_conversations: Read = open_conversations!("business IN ? AND phone IN ?");
+    /// Below every other write of it, so that a deletion stands.
+    put_conversation: Write = "INSERT INTO conversation (id, business, phone) VALUES (?, ?, ?) USING TIMESTAMP 1";
+    forget_conversation: Write = "DELETE FROM conversation WHERE id = ?";
+    put_last: Write = "INSERT INTO conversation (id, epoch, business, phone, last_offset, last_id, last_from, last_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
+    read_by_business: Write = "INSERT INTO conversation (id, epoch, business_read) VALUES (?, ?, ?) USING TIMESTAMP ?";
+    read_by_phone: Write = "INSERT INTO conversation (id, epoch, phone_read) VALUES (?, ?, ?) USING TIMESTAMP ?";
+    conversations: Read = "SELECT id, epoch, business, phone, last_offset, last_id, last_from, last_at, business_read,
+        phone_read FROM conversation WHERE id IN ?";
+    put_activity: Write = "INSERT INTO activity (side, bucket, at, conversation) VALUES (?, ?, ?, ?)";
+    put_activity_bucket: Write = "INSERT INTO activity_bucket (side, bucket) VALUES (?, ?)";
+    activity: Read = "SELECT at, conversation FROM activity
+        WHERE side = ? AND bucket = ? AND (at, conversation) < (?, ?) LIMIT ?";
+    activity_buckets: Read = "SELECT bucket FROM activity_bucket WHERE side = ? AND bucket <= ? LIMIT ?";
+    append_chat: Write = "INSERT INTO conversation_stream (conversation, bucket, epoch, offset, id, sender, at,
+        expires_at, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    put_chat_bucket: Write = "INSERT INTO conversation_bucket (conversation, epoch, bucket) VALUES (?, ?, ?)";
+    chat_buckets_before: Read = "SELECT epoch, bucket FROM conversation_bucket
+        WHERE conversation = ? AND (epoch, bucket) <= (?, ?) LIMIT ?";
+    chat_buckets_after: Read = "SELECT epoch, bucket FROM conversation_bucket
+        WHERE conversation = ? AND (epoch, bucket) >= (?, ?) ORDER BY epoch ASC, bucket ASC LIMIT ?";
+    chat_before: Read = chat_rows!("at, expires_at, value", "< ? ORDER BY epoch DESC, offset DESC");
+    chat_after: Read = chat_rows!("at, expires_at, value", "> ?");
+    chat_heads: Read = chat_rows!("expires_at", "> ?");
 
     make_key: Conditional = "INSERT INTO api_key
         (business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate, id)

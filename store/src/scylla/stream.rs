@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::columns::{epoch, highest_wins, integer, lane, optional_time, phone, time, timestamp, ttl_s};
-use super::gather::Write;
+use super::gather::{Write, rounds};
 use super::{Cql, columns};
 use crate::{StoreError, StreamPage, StreamRow, StreamStore};
 
@@ -171,32 +171,8 @@ impl Cql {
     fn rounds(&self, call: &Call<'_>, rows: &[StreamRow]) -> Vec<Vec<Write>> {
         let now = self.clock.now();
         let kept_ms = self.options.stream_ttl_ms().saturating_add(self.options.mark_span_ms());
-        let mut rounds: Vec<Vec<Write>> = Vec::new();
-        for rows in rows.chunk_by(|a, b| a.phone == b.phone) {
-            let (mut round, mut together) = (0, None::<Write>);
-            let mut put = |round: usize, write: Write| {
-                rounds.resize_with(rounds.len().max(round + 1), Vec::new);
-                rounds[round].push(write);
-            };
-            for row in rows {
-                let write = insert(call, row, kept_ms, now);
-                together = match together {
-                    None => Some(write),
-                    Some(mut before) => match before.join(write, call.limits()) {
-                        None => Some(before),
-                        Some(next) => {
-                            put(round, before);
-                            round += 1;
-                            Some(next)
-                        }
-                    },
-                };
-            }
-            if let Some(last) = together {
-                put(round, last);
-            }
-        }
-        rounds
+        let of_phones = rows.chunk_by(|a, b| a.phone == b.phone);
+        rounds(of_phones.map(|rows| rows.iter().map(|row| ((), insert(call, row, kept_ms, now)))), call.limits())
     }
 
     /// What a batch says of the lanes it was read from: few, so searched one by one.

@@ -33,6 +33,9 @@ impl MessageStore for Sqlite {
     }
 }
 
+/// In place of an offset: it is not in `messages.accepted` yet.
+const SCHEDULED: i64 = -1;
+
 fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
     let mut body = db.prepare_cached(
         "INSERT INTO message_body (id, type, conversation, sender, recipient, created_at, expires_at,
@@ -43,6 +46,10 @@ fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
         "INSERT INTO message (id, body) VALUES (?1, ?2)
          ON CONFLICT DO UPDATE SET body = excluded.body WHERE body IS NULL",
     )?;
+    let mut moved = db.prepare_cached(
+        "UPDATE message_body SET created_at = ?2, accepted_offset = ?3
+         WHERE body = (SELECT body FROM message WHERE id = ?1) AND accepted_offset = ?4",
+    )?;
     let mut sent = db.prepare_cached(
         "INSERT INTO sent (business, id, type, phone, expires_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
@@ -51,7 +58,7 @@ fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
         let conversation = row.conversation.as_ref().map(ConversationId::as_bytes);
         let (sender, recipient) = (row.sender.to_string(), row.recipient.to_string());
         let (created_at, expires_at) = (row.created_at.as_millis(), row.expires_at.map(Timestamp::as_millis));
-        let (partition, offset) = (row.accepted.0, integer(row.accepted.1));
+        let (partition, offset) = (row.accepted.0, row.accepted.1.map_or(SCHEDULED, integer));
         let inserted = body.insert(params![
             id,
             message_type,
@@ -65,8 +72,9 @@ fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
             value
         ])?;
         if message.execute(params![id, inserted])? == 0 {
-            // A replay, which is rare: the message is there, with its own value.
+            // A replay, or a scheduled one that is sent now: the message is there, with its own value.
             db.prepare_cached("DELETE FROM message_body WHERE body = ?1")?.execute([inserted])?;
+            moved.execute(params![id, created_at, offset, SCHEDULED])?;
         } else if let Some(business) = row.sender.business() {
             let phone = row.recipient.phone().map(|phone| integer(phone.digits()));
             sent.execute(params![business.as_str(), id, message_type, phone, expires_at, inserted])?;
@@ -144,15 +152,24 @@ fn stored_message(row: &Row<'_>) -> Result<StoredMessage> {
         recipient: text(row, 10)?,
         created_at: timestamp(row, 11)?,
         expires_at: optional_timestamp(row, 12)?,
-        accepted: (row.get(13)?, unsigned(row, 14)?),
+        accepted: (row.get(13)?, accepted_offset(row, 14)?),
         value: bytes(row, 15)?,
     };
-    steps.reach(Status::Sent, row_of_message.created_at);
+    if row_of_message.accepted.1.is_some() {
+        steps.reach(Status::Sent, row_of_message.created_at);
+    }
     Ok(StoredMessage { row: row_of_message, steps, failure_reason: row.get(5)? })
 }
 
+fn accepted_offset(row: &Row<'_>, column: usize) -> Result<Option<u64>> {
+    match row.get(column)? {
+        SCHEDULED => Ok(None),
+        _ => unsigned(row, column).map(Some),
+    }
+}
+
 /// The steps from five columns, lowest first, from `first` on.
-fn steps(row: &Row<'_>, first: usize) -> Result<StatusSteps> {
+pub(super) fn steps(row: &Row<'_>, first: usize) -> Result<StatusSteps> {
     let mut steps = StatusSteps::default();
     for (place, status) in Status::ALL.into_iter().skip(1).enumerate() {
         if let Some(at) = optional_timestamp(row, first + place)? {
@@ -176,7 +193,7 @@ fn sent_by(db: &Connection, business: &BusinessId, query: &SentQuery, now: Times
     // Above every id there is: UUIDs of version 7 begin with a time.
     let before = query.before.map_or([0xff; 16], |id| *id.as_bytes());
     let mut list = db.prepare_cached(
-        "SELECT failed, expired, cancelled, delivered, read, s.id, s.type, s.phone, s.expires_at
+        "SELECT failed, expired, cancelled, delivered, read, s.id, s.type, s.phone, s.expires_at, s.body
          FROM sent s JOIN message m ON m.id = s.id
          WHERE s.business = ?1 AND s.id < ?2 ORDER BY s.id DESC",
     )?;
@@ -192,14 +209,14 @@ fn sent_by(db: &Connection, business: &BusinessId, query: &SentQuery, now: Times
         examined += 1;
         let id = identity(row, 5, MessageId::from_bytes)?;
         last = Some(id);
-        if wanted(row, query, now)? {
+        if wanted(db, row, query, now)? {
             page.messages.extend(get(db, id)?);
         }
     }
     Ok(page)
 }
 
-fn wanted(row: &Row<'_>, query: &SentQuery, now: Timestamp) -> Result<bool> {
+fn wanted(db: &Connection, row: &Row<'_>, query: &SentQuery, now: Timestamp) -> Result<bool> {
     if query.message_type.is_some_and(|wanted| Ok(wanted) != message_type(row, 6)) {
         return Ok(false);
     }
@@ -208,5 +225,14 @@ fn wanted(row: &Row<'_>, query: &SentQuery, now: Timestamp) -> Result<bool> {
         return Ok(false);
     }
     let Some(wanted) = query.status else { return Ok(true) };
-    Ok(crate::messages::status_at(&steps(row, 0)?, optional_timestamp(row, 8)?, now) == wanted)
+    let mut steps = steps(row, 0)?;
+    if steps.current().is_none() {
+        let (created_at, is_sent) = db
+            .prepare_cached("SELECT created_at, accepted_offset >= 0 FROM message_body WHERE body = ?1")?
+            .query_row([row.get::<_, i64>(9)?], |row| Ok((timestamp(row, 0)?, row.get(1)?)))?;
+        if is_sent {
+            steps.reach(Status::Sent, created_at);
+        }
+    }
+    Ok(crate::messages::status_at(&steps, optional_timestamp(row, 8)?, now) == wanted)
 }

@@ -4,9 +4,13 @@
 //! one transaction) · `recent` (what is not yet in the streams' index) · then a file for each aggregate, with its SQL. Reads run on a few threads of their own and see every
 //! write that has returned. Nothing that has returned is lost by a kill -9; what is said to be durable, by a power cut.
 
+mod audiences;
 mod audit;
+mod broadcasts;
+mod chat;
 mod claims;
 mod columns;
+mod conversations;
 mod dead_letters;
 mod keys;
 mod messages;
@@ -16,6 +20,7 @@ mod recent;
 mod schema;
 mod stream;
 mod tasks;
+mod timers;
 mod webhooks;
 mod writer;
 
@@ -53,7 +58,11 @@ pub fn open(options: Options, clock: Clock) -> Result<Store, StoreError> {
         dead_letters: Arc::clone(&engine) as _,
         tasks: Arc::clone(&engine) as _,
         audit: Arc::clone(&engine) as _,
+        timers: Arc::clone(&engine) as _,
         webhooks: Arc::clone(&engine) as _,
+        audiences: Arc::clone(&engine) as _,
+        broadcasts: Arc::clone(&engine) as _,
+        conversations: Arc::clone(&engine) as _,
         engine,
     })
 }

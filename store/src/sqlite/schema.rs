@@ -14,7 +14,7 @@ use super::Options;
 const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -140,6 +140,77 @@ CREATE TABLE webhook_cursor (
 const VERSION_4: &str = "
 -- How many messages may be sent with a key; null: no limit of its own.
 ALTER TABLE api_key ADD COLUMN rate TEXT;
+";
+
+const VERSION_5: &str = "
+-- Lists of recipients, a page of at most 1,000 phones of 8 bytes a row.
+CREATE TABLE recipients (
+    list BLOB NOT NULL, page INTEGER NOT NULL, phones BLOB NOT NULL,
+    PRIMARY KEY (list, page)
+);
+
+-- The lists that have a name, each as it was uploaded last.
+CREATE TABLE audience (
+    business TEXT NOT NULL, name TEXT NOT NULL, list BLOB NOT NULL, total INTEGER NOT NULL, uploaded_at INTEGER NOT NULL,
+    PRIMARY KEY (business, name)
+) WITHOUT ROWID;
+
+-- Lists that go at a time, unless they are an audience's then.
+CREATE TABLE recipients_due (
+    due INTEGER NOT NULL, list BLOB NOT NULL, business TEXT, name TEXT,
+    PRIMARY KEY (due, list)
+) WITHOUT ROWID;
+
+-- One message to many. `state` is 0 once it was accepted, 1 while it is sent, 2 when that has ended.
+CREATE TABLE broadcast (
+    id BLOB PRIMARY KEY, business TEXT NOT NULL, created_at INTEGER NOT NULL, state INTEGER NOT NULL, value BLOB NOT NULL
+);
+CREATE INDEX broadcast_by_business ON broadcast (business, id) WHERE state > 0;
+CREATE INDEX broadcast_open ON broadcast (id) WHERE state = 1;
+CREATE INDEX broadcast_by_time ON broadcast (created_at);
+
+-- What became of the messages of a broadcast, as far as a partition of message.status tells, up to an offset of it.
+CREATE TABLE broadcast_tally (
+    broadcast BLOB NOT NULL, partition INTEGER NOT NULL, segment INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    offset INTEGER NOT NULL, delivered INTEGER NOT NULL, read INTEGER NOT NULL, failed INTEGER NOT NULL,
+    expired INTEGER NOT NULL, marks BLOB NOT NULL,
+    PRIMARY KEY (broadcast, partition, segment)
+);
+";
+
+const VERSION_6: &str = "
+-- Records that wait for their time, by partition of messages.scheduled.
+CREATE TABLE timer (
+    partition INTEGER NOT NULL, due INTEGER NOT NULL, id BLOB NOT NULL,
+    key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (partition, due, id)
+) WITHOUT ROWID;
+
+-- Who moves the timers of a partition, and up to which it has.
+CREATE TABLE timer_mark (
+    partition INTEGER PRIMARY KEY, holder BLOB NOT NULL, due INTEGER NOT NULL, id BLOB NOT NULL
+);
+";
+
+const VERSION_7: &str = "
+-- A conversation, with its last message and how far each side has read. A position is an epoch and an offset.
+CREATE TABLE conversation (
+    id BLOB PRIMARY KEY, business TEXT NOT NULL, phone INTEGER NOT NULL, closed INTEGER NOT NULL,
+    archived INTEGER NOT NULL, archived_epoch INTEGER, archived_offset INTEGER, activity_at INTEGER NOT NULL,
+    last_id BLOB, last_from INTEGER, last_at INTEGER, last_epoch INTEGER, last_offset INTEGER,
+    business_epoch INTEGER, business_offset INTEGER, phone_epoch INTEGER, phone_offset INTEGER
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX conversation_open ON conversation (business, phone) WHERE closed = 0;
+CREATE INDEX conversation_by_business ON conversation (business, activity_at, id);
+CREATE INDEX conversation_by_phone ON conversation (phone, activity_at, id);
+
+-- What was said, in the order of the log. `sender` is 0 for the business, 1 for the phone.
+CREATE TABLE chat (
+    chat INTEGER PRIMARY KEY,
+    conversation BLOB NOT NULL, epoch INTEGER NOT NULL, offset INTEGER NOT NULL, id BLOB NOT NULL,
+    sender INTEGER NOT NULL, at INTEGER NOT NULL, expires_at INTEGER, value BLOB NOT NULL,
+    UNIQUE (conversation, epoch, offset)
+);
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.

@@ -38,7 +38,7 @@ fn message_row(row: &StreamRow) -> MessageRow {
         recipient: row.phone.into(),
         created_at: start(),
         expires_at: None,
-        accepted: (0, row.position.offset),
+        accepted: (0, Some(row.position.offset)),
         value: row.value.clone(),
     }
 }
@@ -136,7 +136,7 @@ async fn verify(folder: &Path, done: &[(u64, Vec<MessageId>)]) {
         assert_eq!(store.claims.claim(&key, claim.clone()).await.unwrap(), Claimed::Repeat(claim));
         for id in ids {
             let message = store.messages.get(*id).await.unwrap().unwrap();
-            assert_eq!(message.status(start()), Status::Delivered);
+            assert_eq!(message.status(start()), Status::Delivered.into());
         }
     }
     let last = (done.last().unwrap().0 + 1) * BATCH - 1;

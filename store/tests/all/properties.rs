@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
-use eshaar_model::{Cursor, Epoch, Lane, MessageId, MessageType, Phone, Status, StreamPosition, Timestamp};
+use eshaar_model::{Cursor, Epoch, Lane, MessageId, MessageType, Phone, Shown, Status, StreamPosition, Timestamp};
 use eshaar_store::conformance::{Subject, start};
 use eshaar_store::{MessageRow, Step, StreamRow};
 use proptest::collection::{btree_set, vec};
@@ -55,12 +55,13 @@ fn phone(number: u64) -> Phone {
     Phone::from_digits(966_500_000_000 + number).unwrap()
 }
 
-const fn rank(status: Status) -> u8 {
-    match status {
-        Status::Sent => 0,
-        Status::Failed | Status::Expired | Status::Cancelled => 1,
-        Status::Delivered => 2,
-        Status::Read => 3,
+const fn rank(shown: Shown) -> u8 {
+    match shown {
+        Shown::Scheduled => 0,
+        Shown::At(Status::Sent) => 1,
+        Shown::At(Status::Failed | Status::Expired | Status::Cancelled) => 2,
+        Shown::At(Status::Delivered) => 3,
+        Shown::At(Status::Read) => 4,
     }
 }
 
@@ -73,7 +74,7 @@ fn message(number: u64) -> MessageRow {
         recipient: phone(number).into(),
         created_at: start(),
         expires_at: None,
-        accepted: (0, number),
+        accepted: (0, Some(number)),
         value: Bytes::new(),
     }
 }

@@ -1,0 +1,111 @@
+//! Audiences and lists of recipients. A list is cut into partitions of 64 pages, half a MiB, which are deleted whole.
+
+use async_trait::async_trait;
+use eshaar_model::{BusinessId, Phone, RecipientsId, Timestamp};
+use scylla::value::{CqlTimestamp, MaybeUnset};
+use uuid::Uuid;
+
+use super::Cql;
+use super::columns::{integer, time, timestamp};
+use super::gather::Write;
+use crate::audiences::{LISTED, PART_PAGES, pack, unpack};
+use crate::{Audience, AudienceStore, Expiry, StoreError};
+
+#[async_trait]
+impl AudienceStore for Cql {
+    async fn put_page(&self, list: RecipientsId, page: u32, phones: Vec<Phone>) -> Result<(), StoreError> {
+        let call = self.call("put_recipients")?;
+        let phones = pack(&phones);
+        let bytes = phones.len();
+        let values = (Uuid::from(list), (page / PART_PAGES) as i32, page as i32, phones);
+        call.write(vec![Write::new(&call.statements().put_recipients, values, bytes)]).await
+    }
+
+    async fn page(&self, list: RecipientsId, page: u32) -> Result<Vec<Phone>, StoreError> {
+        let call = self.call("recipients")?;
+        let place = (Uuid::from(list), (page / PART_PAGES) as i32, page as i32);
+        let Some((phones,)) = call.first::<(Vec<u8>,)>(&call.statements().recipients, place).await? else {
+            return Ok(Vec::new());
+        };
+        unpack(&phones).ok_or_else(|| call.failed("a page of recipients is not as it was written"))
+    }
+
+    async fn delete_pages(&self, list: RecipientsId, part: u32) -> Result<bool, StoreError> {
+        let call = self.call("delete_recipients")?;
+        let place = (Uuid::from(list), part as i32);
+        if call.first::<(i32,)>(&call.statements().any_recipients, place).await?.is_none() {
+            return Ok(false);
+        }
+        call.write(vec![Write::new(&call.statements().delete_recipients, place, 0)]).await?;
+        Ok(true)
+    }
+
+    async fn put(&self, audience: Audience) -> Result<(), StoreError> {
+        let call = self.call("put_audience")?;
+        let Audience { business, name, recipients, total, uploaded_at } = audience;
+        let business = business.as_str().to_owned();
+        let values = (business, name, Uuid::from(recipients), integer(total), time(uploaded_at));
+        call.write(vec![Write::new(&call.statements().put_audience, values, 0)]).await
+    }
+
+    async fn get(&self, business: &BusinessId, name: &str) -> Result<Option<Audience>, StoreError> {
+        let call = self.call("get_audience")?;
+        let rows = call.read(&call.statements().audience, (business.as_str(), name)).await?;
+        Ok(call.rows(&rows, audience)?.pop())
+    }
+
+    async fn list(&self, business: &BusinessId) -> Result<Vec<Audience>, StoreError> {
+        let call = self.call("list_audiences")?;
+        let rows = call.read(&call.statements().audiences, (business.as_str(), LISTED as i32)).await?;
+        call.rows(&rows, audience)
+    }
+
+    async fn remove(&self, business: &BusinessId, name: &str) -> Result<(), StoreError> {
+        let call = self.call("remove_audience")?;
+        let values = (business.as_str().to_owned(), name.to_owned());
+        call.write(vec![Write::new(&call.statements().delete_audience, values, 0)]).await
+    }
+
+    async fn expire(&self, expiry: Expiry) -> Result<(), StoreError> {
+        let call = self.call("expire_recipients")?;
+        let (business, name) = expiry.audience.map(|(business, name)| (business.as_str().to_owned(), name)).unzip();
+        let (business, name) = (MaybeUnset::from_option(business), MaybeUnset::from_option(name));
+        let values = (time(expiry.due), Uuid::from(expiry.recipients), business, name);
+        call.write(vec![Write::new(&call.statements().expire_recipients, values, 0)]).await
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Expiry>, StoreError> {
+        let call = self.call("recipients_due")?;
+        let rows = call.read(&call.statements().recipients_due, (time(now), limit as i32)).await?;
+        call.rows(&rows, |(due, list, business, name): (CqlTimestamp, Uuid, Option<String>, Option<String>)| {
+            let business = business.map(|business| business.parse().map_err(|_| wrong("business"))).transpose()?;
+            Ok(Expiry {
+                due: timestamp(due),
+                recipients: RecipientsId::try_from(list).map_err(|_| wrong("list"))?,
+                audience: business.zip(name),
+            })
+        })
+    }
+
+    async fn forget(&self, expiry: &Expiry) -> Result<(), StoreError> {
+        let call = self.call("forget_recipients")?;
+        let values = (time(expiry.due), Uuid::from(expiry.recipients));
+        call.write(vec![Write::new(&call.statements().forget_recipients, values, 0)]).await
+    }
+}
+
+type AudienceColumns = (String, String, Uuid, i64, CqlTimestamp);
+
+fn audience((business, name, list, total, uploaded_at): AudienceColumns) -> Result<Audience, String> {
+    Ok(Audience {
+        business: business.parse().map_err(|_| wrong("business"))?,
+        name,
+        recipients: RecipientsId::try_from(list).map_err(|_| wrong("list"))?,
+        total: u64::try_from(total).map_err(|_| wrong("total"))?,
+        uploaded_at: timestamp(uploaded_at),
+    })
+}
+
+fn wrong(field: &str) -> String {
+    format!("{field} of a list of recipients is not as it was written")
+}
