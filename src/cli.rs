@@ -162,6 +162,9 @@ pub struct SendArguments {
     /// Do not deliver it after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub ttl: Option<u64>,
+    /// Send it at this time, at most 30 days ahead, e.g. 2026-01-31T12:00:00+03:00.
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<Timestamp>,
     /// Your own reference.
     #[arg(long)]
     pub reference: Option<String>,
@@ -170,7 +173,7 @@ pub struct SendArguments {
     pub idempotency_key: Option<String>,
     /// Send the messages of this file instead: NDJSON, one `{"to": …, "content": …}` a line, plain, .gz or .zst; `-` for
     /// standard input.
-    #[arg(long, conflicts_with_all = ["to", "content", "ttl", "reference"], value_name = "FILE")]
+    #[arg(long, conflicts_with_all = ["to", "content", "ttl", "at", "reference"], value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// With --file: print the result of every line, not only of those refused.
     #[arg(long, requires = "file")]

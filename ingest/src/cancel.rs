@@ -22,7 +22,7 @@ use crate::{App, openapi, problems, read, submit, view};
 pub(crate) struct CancelAnswer {
     #[schema(value_type = String, format = "uuid")]
     id: MessageId,
-    #[schema(value_type = openapi::Status)]
+    #[schema(value_type = openapi::Step)]
     status: Status,
     #[schema(value_type = String, format = DateTime)]
     cancelled_at: Timestamp,

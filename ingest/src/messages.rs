@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId, MessageType, Permission, Phone, Status, Timestamp};
+use eshaar_model::{Lane, MessageId, MessageType, Permission, Phone, Shown, Status, Timestamp};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::SentQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -28,19 +28,23 @@ pub(crate) struct Accepted {
     #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
     #[schema(value_type = openapi::Status)]
-    status: Status,
+    status: Shown,
     #[schema(value_type = String, example = "+966501234567")]
     to: Phone,
     /// Of a chat message.
     #[schema(format = "uuid")]
     conversation_id: Option<String>,
-    #[schema(value_type = String, format = DateTime)]
-    sent_at: Timestamp,
+    /// Null where it is scheduled.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    sent_at: Option<Timestamp>,
+    /// Where it is scheduled: when it is sent.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    send_at: Option<Timestamp>,
 }
 
 /// Send a message
 ///
-/// It is answered once the message is on disk, and will be delivered. Needs the permission `messages:send`.
+/// At once, or at `send_at`. It is answered once the message is on disk, and will be delivered. Needs the permission `messages:send`.
 #[utoipa::path(
     post, path = "/v1/messages", tag = "messages", operation_id = "send_message",
     params(openapi::IdempotencyKey),
@@ -77,7 +81,7 @@ async fn submit(
     let business = caller.business_with(Permission::MessagesSend)?;
     let key = idempotency::of(headers)?;
     let body = body::json(headers, body, &app.options).await?;
-    let draft = submit::parse(&body, Form::Single, app.options.json_depth)?;
+    let draft = submit::parse(&body, Form::Single, app.options.json_depth, app.deps.clock.now())?;
     let sender = Sender { business: business.as_str(), origin };
     let Some(key) = key else {
         admit(app, caller, limits).await?;
@@ -106,16 +110,18 @@ async fn admit(app: &App, caller: &Caller, limits: &mut HeaderMap) -> Result<(),
 
 async fn produce(app: &App, sender: Sender<'_>, draft: Draft, id: MessageId) -> Result<Bytes, Problem> {
     let (to, lane) = (draft.to, Lane::of(draft.priority));
+    let send_at = submit::due(id, draft.send_at);
     let record = sender.record(app, draft, id, lane, app.deps.clock.now())?;
     submit::append(app, vec![record]).await?;
     metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
     let answer = Accepted {
         id,
         r#type: MessageType::OneWay,
-        status: Status::Sent,
+        status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
         to,
         conversation_id: None,
-        sent_at: id.made_at(),
+        sent_at: send_at.is_none().then(|| id.made_at()),
+        send_at,
     };
     serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
 }

@@ -101,9 +101,12 @@ pub(crate) struct Submission {
     content: String,
     /// `normal` when it is left out. Order holds within a priority.
     priority: Option<Priority>,
-    /// Not delivered after so many seconds.
+    /// Not delivered after so many seconds, counted from when it is sent.
     #[schema(minimum = 1, maximum = 2_592_000, example = 3_600)]
     ttl_s: Option<i64>,
+    /// When it is sent: a time with its offset, at most 30 days ahead. At once when it is left out, or past.
+    #[schema(format = DateTime, example = "2026-01-31T12:00:00+03:00")]
+    send_at: Option<String>,
     /// Your own reference; it comes back wherever the message is shown.
     #[schema(min_length = 1, max_length = 128, example = "tx-81")]
     reference: Option<String>,
@@ -190,10 +193,23 @@ pub(crate) enum Priority {
     Low,
 }
 
-/// `sent` < `failed`, `expired`, `cancelled` < `delivered` < `read`: a status only moves up.
+/// `scheduled` < `sent` < `failed`, `expired`, `cancelled` < `delivered` < `read`: a status only moves up.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Status {
+    Scheduled,
+    Sent,
+    Failed,
+    Expired,
+    Cancelled,
+    Delivered,
+    Read,
+}
+
+/// What a message can come to: `sent` < `failed`, `expired`, `cancelled` < `delivered` < `read`.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Step {
     Sent,
     Failed,
     Expired,

@@ -23,7 +23,7 @@ use crate::{App, openapi, problems, submit, view};
 pub(crate) struct ReadAnswer {
     #[schema(value_type = String, format = "uuid")]
     id: MessageId,
-    #[schema(value_type = openapi::Status)]
+    #[schema(value_type = openapi::Step)]
     status: Status,
     #[schema(value_type = String, format = DateTime)]
     read_at: Timestamp,

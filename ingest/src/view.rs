@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use eshaar_model::{MessageId, MessageType, Principal, Priority, Status, StatusSteps, Timestamp};
+use eshaar_model::{MessageId, MessageType, Principal, Priority, Shown, Status, StatusSteps, Timestamp};
 use eshaar_schemas::{Codecs, DecodeError, Media, Message};
 use eshaar_service::Problem;
 use eshaar_store::StoredMessage;
@@ -26,9 +26,10 @@ pub(crate) struct MessageView {
     id: MessageId,
     #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
-    /// The highest step reached; `expired` by the clock, `cancelled` also with the broadcast that it is part of.
+    /// The highest step reached, `scheduled` before any; `expired` by the clock, `cancelled` also with the broadcast that it
+    /// is part of.
     #[schema(value_type = openapi::Status)]
-    status: Status,
+    status: Shown,
     /// A business id, or a phone.
     from: String,
     /// A phone, or a business id.
@@ -41,8 +42,12 @@ pub(crate) struct MessageView {
     media: Vec<Media>,
     #[schema(value_type = openapi::Priority)]
     priority: Priority,
-    #[schema(value_type = String, format = DateTime)]
-    sent_at: Timestamp,
+    /// Null where it was not sent yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    sent_at: Option<Timestamp>,
+    /// Where it was not sent yet: when it is, or was to be.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    send_at: Option<Timestamp>,
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
     reference: Option<String>,
@@ -66,7 +71,7 @@ pub(crate) struct MessageDetails {
 /// A step that a message reached.
 #[derive(Debug, Serialize, ToSchema)]
 struct TimelineStep {
-    #[schema(value_type = openapi::Status)]
+    #[schema(value_type = openapi::Step)]
     step: Status,
     #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
@@ -89,10 +94,13 @@ impl MessageView {
         now: Timestamp,
     ) -> Result<Self, Problem> {
         let message = decode(codecs, &stored.row.value).await?;
-        let status = match steps_by(stored, now).current().unwrap_or(Status::Sent) {
-            Status::Sent if cancelled.takes(message.id, flow::broadcast_of(&message)) => Status::Cancelled,
-            reached => reached,
+        let status = match steps_by(stored, now).current() {
+            None | Some(Status::Sent) if cancelled.takes(message.id, flow::broadcast_of(&message)) => {
+                Status::Cancelled.into()
+            }
+            reached => reached.into(),
         };
+        let is_sent = stored.row.accepted.1.is_some();
         Ok(Self {
             id: message.id,
             r#type: message.r#type,
@@ -103,7 +111,8 @@ impl MessageView {
             content: message.content,
             media: message.media,
             priority: message.priority,
-            sent_at: stored.row.created_at,
+            sent_at: is_sent.then_some(stored.row.created_at),
+            send_at: (!is_sent).then_some(stored.row.created_at),
             expires_at: stored.row.expires_at,
             reference: message.reference,
             collapse_key: message.collapse_key,
@@ -125,17 +134,16 @@ impl MessageDetails {
 
     /// Whether it was taken back in time.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.message.status == Status::Cancelled
+        self.message.status == Status::Cancelled.into()
     }
 }
 
 /// The steps reached, and `expired` where the clock has passed a message that went no further: no event says so.
 pub(crate) fn steps_by(stored: &StoredMessage, now: Timestamp) -> StatusSteps {
     let mut steps = stored.steps;
-    steps.reach(Status::Sent, stored.row.created_at);
     if let Some(at) = stored.row.expires_at
         && at <= now
-        && steps.current().is_some_and(|status| status.can_become(Status::Expired))
+        && steps.current().is_none_or(|status| status.can_become(Status::Expired))
     {
         steps.reach(Status::Expired, at);
     }
@@ -158,7 +166,8 @@ fn timeline(stored: &StoredMessage, now: Timestamp) -> Vec<TimelineStep> {
     timeline
 }
 
-/// A message that `who` has sent or received; another's is not there.
+/// A message that `who` has sent, or that was sent to them: another's is not there, and nor is, for its recipient, one that
+/// waits for its time.
 pub(crate) async fn find(app: &App, id: &str, who: &Principal) -> Result<StoredMessage, Problem> {
     let id: MessageId = id.parse().map_err(|_| problems::message_not_found())?;
     let is_fresh = app.deps.clock.now().millis_since(id.made_at()).abs() < FRESH_MS;
@@ -166,13 +175,17 @@ pub(crate) async fn find(app: &App, id: &str, who: &Principal) -> Result<StoredM
     for look in 1..=looks {
         let found = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
         match found {
-            Some(stored) if stored.row.sender == *who || stored.row.recipient == *who => return Ok(stored),
+            Some(stored) if is_shown(&stored, who) => return Ok(stored),
             Some(_) => break,
             None if look < looks => tokio::time::sleep(LOOK_AGAIN).await,
             None => {}
         }
     }
     Err(problems::message_not_found())
+}
+
+fn is_shown(stored: &StoredMessage, who: &Principal) -> bool {
+    stored.row.sender == *who || stored.row.recipient == *who && stored.row.accepted.1.is_some()
 }
 
 /// The message in a record's value; a schema that is not known yet is asked for.

@@ -40,7 +40,7 @@ pub(crate) struct NewWebhook {
     url: String,
     /// The statuses to be told of; all when it is left out.
     #[schema(min_items = 1)]
-    events: Option<Vec<openapi::Status>>,
+    events: Option<Vec<openapi::Step>>,
 }
 
 /// A webhook.
@@ -51,7 +51,7 @@ pub(crate) struct WebhookView {
     #[schema(example = "https://example.com/eshaar")]
     url: String,
     /// The statuses that it is told of.
-    #[schema(value_type = Vec<openapi::Status>)]
+    #[schema(value_type = Vec<openapi::Step>)]
     events: Vec<Status>,
     state: WebhookState,
     #[schema(value_type = Option<String>, format = DateTime)]

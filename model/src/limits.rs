@@ -15,6 +15,9 @@ pub const IDEMPOTENCY_KEY_CHARS: usize = 128;
 /// Longest time to live, in seconds: as long as a stream is kept (30 days).
 pub const TTL_SECONDS: u64 = 30 * 24 * 3600;
 
+/// Longest time that a message may be scheduled ahead, in milliseconds (30 days).
+pub const SEND_AHEAD_MS: i64 = 30 * 24 * 3600 * 1000;
+
 /// Most recipients that are listed in the request of a broadcast; more are an audience.
 pub const LISTED_RECIPIENTS: usize = 10_000;
 

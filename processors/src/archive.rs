@@ -1,7 +1,8 @@
 //! Writes what was accepted, and what became of it, to the history.
 //!
-//! Reads `messages.accepted` and `message.status`; writes the store's messages, by id, and tallies of broadcasts. A message or a step that is written
-//! again changes nothing, so a replay has no effect; a step may come before its message.
+//! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, and tallies of
+//! broadcasts. A message or a step that is written again changes nothing, so a replay has no effect; a step may come before
+//! its message, and a message that was scheduled before it is known to have been.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +101,7 @@ impl Stage for Archive {
     type Partition = ();
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
-        vec![(Topic::MessagesAccepted, 1), (Topic::MessageStatus, 1)]
+        vec![(Topic::MessagesAccepted, 1), (Topic::MessagesScheduled, 1), (Topic::MessageStatus, 1)]
     }
 
     async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
@@ -122,7 +123,7 @@ impl Stage for Archive {
 
 /// A message as history keeps it.
 fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
-    let LogPosition { partition, offset, .. } = record.position;
+    let LogPosition { topic, partition, offset } = record.position;
     let conversation = message.conversation_id.as_deref().map(str::parse).transpose();
     let conversation = conversation.map_err(|error| Error::invalid("conversation_id", &error))?;
     let kind = MessageKind::new(message.r#type, conversation).map_err(|error| Error::invalid("type", &error))?;
@@ -134,7 +135,8 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
         recipient: message.recipient.parse().map_err(|error| Error::invalid("recipient", &error))?,
         created_at: Timestamp::from_millis(message.created_at),
         expires_at: message.expires_at.map(Timestamp::from_millis),
-        accepted: (partition, Some(offset)),
+        // What waits for its time stands nowhere yet.
+        accepted: (partition, (topic == Topic::MessagesAccepted).then_some(offset)),
         value: record.value.clone(),
     })
 }
@@ -163,6 +165,7 @@ impl Error {
 mod tests {
     use bytes::Bytes;
     use eshaar_model::{Lane, Status};
+    use eshaar_service::TraceContext;
     use eshaar_topics::flow::{self, Origin};
 
     use super::*;
@@ -201,6 +204,32 @@ mod tests {
         assert_eq!((stored.row.accepted, &stored.row.value), ((4, Some(7)), &accepted.value));
         assert_eq!(stored.steps.at(Status::Sent), Some(START));
         assert_eq!(stored.steps.at(Status::Delivered), Some(START.plus_millis(5)));
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_its_time_is_scheduled_until_it_is_accepted_whichever_is_read_first() {
+        let engines = Engines::open().await;
+        let archive = archive(&engines);
+        for accepted_first in [false, true] {
+            let due = Message { created_at: START.as_millis() + 60_000, ..message(1) };
+            let scheduled = flow::accepted(&due, Lane::High, &engines.codecs, &TraceContext::new()).unwrap();
+            let scheduled = at(flow::scheduled(scheduled, START), Topic::MessagesScheduled, (4, 7));
+            let sent = Message { created_at: START.as_millis() + 60_003, ..due.clone() };
+            let sent = received(&sent, Lane::High, &engines.codecs, (4, 9));
+            let again = received(&due, Lane::High, &engines.codecs, (4, 10));
+            if !accepted_first {
+                assert!(matches!(archive.handle(&mut (), std::slice::from_ref(&scheduled)).await[..], [Outcome::Done]));
+                let stored = engines.store.messages.get(due.id).await.unwrap().unwrap();
+                assert_eq!((stored.row.accepted, stored.steps.current()), ((4, None), None));
+                assert_eq!(stored.row.created_at, START.plus_millis(60_000));
+            }
+            for record in [sent, again, scheduled] {
+                assert!(matches!(archive.handle(&mut (), &[record]).await[..], [Outcome::Done]));
+            }
+            let stored = engines.store.messages.get(due.id).await.unwrap().unwrap();
+            assert_eq!((stored.row.accepted, stored.steps.current()), ((4, Some(9)), Some(Status::Sent)));
+            assert_eq!(stored.steps.at(Status::Sent), Some(START.plus_millis(60_003)));
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The stages, one file each, in the order of the flow: `prioritize` (to a lane) → `route` (to the recipient's stream, and
 //! to the gateways that have them) · `archive` (to the history) · `notify` (back to the sender, live) ·
-//! `webhooks` (and by HTTP) · `broadcast` (one message to many, before all of them) · `dead_letter` (what
+//! `webhooks` (and by HTTP) · `broadcast` (one message to many, before all of them) · `schedule` (what waits for its time, likewise) · `dead_letter` (what
 //! the others gave up on, to the store), with the `digest` of it for administrators; and `housekeeping`, which lets go of
 //! what is no longer kept.
 //!
@@ -16,6 +16,7 @@ pub mod housekeeping;
 pub mod notify;
 pub mod prioritize;
 pub mod route;
+pub mod schedule;
 #[cfg(test)]
 mod testing;
 pub mod webhooks;
@@ -40,6 +41,7 @@ pub use dead_letter::KeepDeadLetters;
 pub use notify::Notify;
 pub use prioritize::Prioritize;
 pub use route::Route;
+pub use schedule::Schedule;
 pub use webhooks::Webhooks;
 
 /// A stage, by its name; and housekeeping, which is run like one.
@@ -54,12 +56,13 @@ pub enum StageName {
     Webhooks,
     DeadLetter,
     Broadcast,
+    Schedule,
     Housekeeping,
 }
 
 impl StageName {
     /// All of them, in the order of the flow.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Prioritize,
         Self::Route,
         Self::Archive,
@@ -67,6 +70,7 @@ impl StageName {
         Self::Webhooks,
         Self::DeadLetter,
         Self::Broadcast,
+        Self::Schedule,
         Self::Housekeeping,
     ];
 }
@@ -91,6 +95,8 @@ pub struct Options {
     pub digest: digest::Options,
     /// One message to many.
     pub broadcast: broadcast::Options,
+    /// What waits for its time.
+    pub schedule: schedule::Options,
     /// What is no longer kept.
     pub housekeeping: housekeeping::Options,
 }
@@ -106,6 +112,7 @@ impl Default for Options {
             dead_letter: dead_letter::Options::default(),
             digest: digest::Options::default(),
             broadcast: broadcast::Options::default(),
+            schedule: schedule::Options::default(),
             housekeeping: housekeeping::Options::default(),
         }
     }
@@ -137,8 +144,18 @@ pub struct Deps {
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
     let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths } = deps;
-    let Options { run: names, runner, route, archive, webhooks, dead_letter, digest, broadcast, housekeeping } =
-        options;
+    let Options {
+        run: names,
+        runner,
+        route,
+        archive,
+        webhooks,
+        dead_letter,
+        digest,
+        broadcast,
+        schedule,
+        housekeeping,
+    } = options;
     let prioritize = Prioritize::new(codecs.clone(), Arc::clone(&cancelled), clock.clone());
     let told = Told::new(prioritize.mix());
     let of_runner = runner::Deps {
@@ -169,6 +186,13 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         clock: clock.clone(),
     };
     let open_broadcasts = OpenBroadcasts::new(store.clone(), codecs.clone(), clock.clone(), broadcast.clone());
+    let ports = schedule::Ports {
+        log: Arc::clone(&log),
+        store: store.clone(),
+        depths: Arc::clone(&depths),
+        cancelled: Arc::clone(&cancelled),
+    };
+    let schedule = Schedule::new(ports, codecs.clone(), clock.clone(), schedule);
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
     let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), epoch, archive);
@@ -183,6 +207,7 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         run_if(chosen(StageName::Webhooks), webhooks, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::DeadLetter), dead_letter, &of_runner, &runner, &shutdown),
         run_if(chosen(StageName::Broadcast), open_broadcasts, &of_runner, &runner, &shutdown),
+        run_if(chosen(StageName::Schedule), schedule, &of_runner, &runner, &shutdown),
         async {
             if chosen(StageName::Broadcast) {
                 broadcast::expand::run(of_broadcasts, broadcast, shutdown.clone()).await;

@@ -44,6 +44,10 @@ metrics_list! {
     CANCELLATIONS = Gauge, "eshaar_cancellations", Count, "Cancellations that this process knows.";
     BROADCASTS_OPEN = Gauge, "eshaar_broadcasts_under_way", Count, "Broadcasts that this process sends.";
     BROADCASTS_ENDED = Counter, "eshaar_broadcasts_ended_total", Count, "Broadcasts that were sent to their end, by outcome: sent, cancelled, expired or failed.";
+    SCHEDULE_WAITING = Gauge, "eshaar_schedule_waiting", Count, "Messages that wait for their time, by partition.";
+    SCHEDULE_SETTLED = Counter, "eshaar_schedule_settled_total", Count, "Messages whose time has come, by outcome: sent, cancelled or refused.";
+    SCHEDULE_LATE_SECONDS = Histogram, "eshaar_schedule_late_seconds", Seconds, "Time from when a scheduled message was due to when it was sent.";
+    SCHEDULE_BEHIND = Counter, "eshaar_schedule_behind_total", Count, "Timers written when later ones were done with already.";
     LIMITED = Counter, "eshaar_messages_limited_total", Count, "Messages beyond a rate limit, by limit.";
     LIMITS_SHARED = Gauge, "eshaar_limits_shared", Count, "1 while rate limits are counted across processes, 0 while this process counts alone.";
     QUEUE_DEPTH = Gauge, "eshaar_queue_depth_records", Count, "Messages accepted and not yet in their recipients' streams, as the API sees it, by queue: interactive or bulk.";

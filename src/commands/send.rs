@@ -38,6 +38,9 @@ async fn single(arguments: &SendArguments, key: &str) -> anyhow::Result<()> {
     if let Some(ttl) = arguments.ttl {
         body["ttl_s"] = ttl.into();
     }
+    if let Some(at) = arguments.at {
+        body["send_at"] = at.to_string().into();
+    }
     if let Some(reference) = &arguments.reference {
         body["reference"] = reference.clone().into();
     }

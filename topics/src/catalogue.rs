@@ -23,6 +23,7 @@ pub enum Durability {
 #[repr(u8)]
 pub enum Topic {
     MessagesAccepted,
+    MessagesScheduled,
     BroadcastsRequested,
     Cancellations,
     LaneHigh,
@@ -64,8 +65,9 @@ pub struct TopicSpec {
 
 impl Topic {
     /// All topics, in the order of the flow.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::MessagesAccepted,
+        Self::MessagesScheduled,
         Self::BroadcastsRequested,
         Self::Cancellations,
         Self::LaneHigh,
@@ -93,6 +95,7 @@ impl Topic {
     pub const fn name(self) -> &'static str {
         match self {
             Self::MessagesAccepted => "messages.accepted",
+            Self::MessagesScheduled => "messages.scheduled",
             Self::BroadcastsRequested => "broadcasts.requested",
             Self::Cancellations => "cancellations",
             Self::LaneHigh => "lane.high",
@@ -237,7 +240,7 @@ mod tests {
     fn topics_that_are_read_together_have_equal_partition_counts() {
         let lanes = Topic::ALL.into_iter().filter(|topic| topic.lane().is_some());
         let retries = Topic::RETRY_ROUTE.into_iter().chain(Topic::RETRY_NOTIFY);
-        for topic in lanes.chain([Topic::MessageStatus]).chain(retries) {
+        for topic in lanes.chain([Topic::MessagesScheduled, Topic::MessageStatus]).chain(retries) {
             assert_eq!(topic.spec().partitions, Topic::MessagesAccepted.spec().partitions, "{topic}");
         }
     }

@@ -85,6 +85,32 @@ pub fn accepted(
     })
 }
 
+/// The record of `messages.scheduled` for a message that [`accepted`] was given with the time that it is due as its
+/// `created_at`; `now` is when it was taken in.
+#[must_use]
+pub fn scheduled(accepted: NewRecord, now: Timestamp) -> NewRecord {
+    NewRecord { topic: Topic::MessagesScheduled, timestamp: now, ..accepted }
+}
+
+/// The record of `messages.accepted` for a message whose time has come, made anew as one that is accepted `now`: `headers`
+/// are those of its record in `messages.scheduled`, whose key is `key`.
+///
+/// # Errors
+/// When the message cannot be written by its schema.
+pub fn come_due(
+    message: Message,
+    (key, headers): (Bytes, &Headers),
+    now: Timestamp,
+    codecs: &Codecs,
+) -> Result<NewRecord, EncodeError> {
+    let value = codecs.encode(&Message { created_at: now.as_millis(), ..message })?;
+    let time = now.to_string();
+    let kept = headers.iter().filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)));
+    let headers =
+        Headers::new(kept.map(|(name, value)| if name == CE_TIME { (name, time.as_bytes()) } else { (name, value) }));
+    Ok(NewRecord { topic: Topic::MessagesAccepted, partition: None, key, value, headers, timestamp: now })
+}
+
 /// The record of `message.status` for a step that a message reached; `key` is the message's own ([`key`]).
 ///
 /// # Errors
@@ -350,6 +376,21 @@ mod tests {
         assert_eq!((text(CE_SPECVERSION), text(CE_TYPE)), (Some("1.0"), Some("eshaar.message.accepted.v1")));
         assert_eq!((text(CE_SOURCE), text(CE_TIME)), (Some("/eshaar"), Some("2025-10-09T08:53:20.000Z")));
         assert_eq!(Envelope::read(&record.headers).unwrap().to, None);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_scheduled_is_accepted_when_it_is_due_as_if_it_were_sent_then() {
+        let (codecs, trace, due) = (codecs().await, TraceContext::new(), message("+966501234567"));
+        let made = accepted(&due, Lane::Low, &codecs, &trace).unwrap();
+        let waiting = scheduled(made.clone(), AT.plus_millis(-70));
+        assert_eq!((waiting.topic, waiting.timestamp), (Topic::MessagesScheduled, AT.plus_millis(-70)));
+        assert_eq!((&waiting.key, &waiting.value, &waiting.headers), (&made.key, &made.value, &made.headers));
+
+        let now = AT.plus_millis(3);
+        let sent = come_due(due.clone(), (waiting.key, &waiting.headers), now, &codecs).unwrap();
+        let expected = accepted(&Message { created_at: now.as_millis(), ..due }, Lane::Low, &codecs, &trace).unwrap();
+        assert_eq!((sent.topic, sent.timestamp, sent.key), (expected.topic, now, expected.key));
+        assert_eq!((sent.value, sent.headers), (expected.value, expected.headers));
     }
 
     #[tokio::test]

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eshaar_model::MessageId;
 use eshaar_service::{Problem, metrics as names};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::gather::Taken;
 use crate::options::BulkOptions;
 
 /// Length of the answer to an accepted line, about.
@@ -70,7 +70,7 @@ impl Answers {
     }
 
     /// Answers a batch of lines.
-    pub(super) async fn send(&mut self, outcomes: &[(u64, Result<MessageId, Problem>)]) -> Result<(), Stop> {
+    pub(super) async fn send(&mut self, outcomes: &[(u64, Result<Taken, Problem>)]) -> Result<(), Stop> {
         if outcomes.is_empty() {
             return Ok(());
         }
@@ -78,9 +78,9 @@ impl Answers {
         for (line, outcome) in outcomes {
             // Writing to memory cannot fail.
             let _ = match outcome {
-                Ok(id) => {
+                Ok(Taken { id, status }) => {
                     self.accepted += 1;
-                    write!(text, r#"{{"line":{line},"id":"{id}","status":"sent"}}"#)
+                    write!(text, r#"{{"line":{line},"id":"{id}","status":"{status}"}}"#)
                 }
                 Err(problem) => {
                     self.rejected += 1;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId};
+use eshaar_model::{Lane, MessageId, Shown, Status};
 use eshaar_service::Problem;
 use eshaar_topics::NewRecord;
 use http::StatusCode;
@@ -17,11 +17,25 @@ use crate::submit::{self, Draft, Form, Sender};
 /// Bytes of lines after which a batch is not added to: it must fit the log's queue with room for others.
 const BATCH_BYTES: usize = 1024 * 1024;
 
+/// What the sender of a line is told where it is taken in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) id: MessageId,
+    pub(super) status: Shown,
+}
+
+impl Taken {
+    pub(super) fn of(id: MessageId, draft: &Draft) -> Self {
+        let is_scheduled = submit::due(id, draft.send_at).is_some();
+        Self { id, status: if is_scheduled { Shown::Scheduled } else { Status::Sent.into() } }
+    }
+}
+
 /// A line, as far as it could be taken without asking anybody.
 pub(super) enum Entry {
     Ready {
         line: u64,
-        id: MessageId,
+        taken: Taken,
         record: NewRecord,
     },
     /// It has a key of its own, which is to be claimed first.
@@ -98,7 +112,8 @@ impl Gather {
     }
 
     fn parse(&self, text: &[u8]) -> Result<Draft, Problem> {
-        submit::parse(text, Form::Line, self.submission.app.options.json_depth)
+        let app = &self.submission.app;
+        submit::parse(text, Form::Line, app.options.json_depth, app.deps.clock.now())
     }
 
     fn entry(&self, line: u64, text: &[u8], mut draft: Draft) -> Entry {
@@ -110,8 +125,9 @@ impl Gather {
             return Entry::Keyed { line, id, draft, key, hash };
         }
         let sender = Sender { business: business.as_str(), origin };
+        let taken = Taken::of(id, &draft);
         match sender.record(app, draft, id, Lane::Bulk, now) {
-            Ok(record) => Entry::Ready { line, id, record },
+            Ok(record) => Entry::Ready { line, taken, record },
             Err(problem) => Entry::Refused { line, problem },
         }
     }

@@ -10,13 +10,13 @@ use futures_util::future::join_all;
 
 use super::Submission;
 use super::answers::{Answers, Stop};
-use super::gather::Entry;
+use super::gather::{Entry, Taken};
 use crate::idempotency::{Held, Turn};
 use crate::problems;
 use crate::submit::{self, Draft, Sender};
 
 /// What a line will be answered, once its batch is appended.
-type Outcome = (u64, Result<MessageId, Problem>);
+type Outcome = (u64, Result<Taken, Problem>);
 
 /// Settles batches, one after the other.
 pub(super) struct Settle {
@@ -94,9 +94,9 @@ impl Settle {
         for (place, entry) in entries.into_iter().enumerate() {
             let outcome = match entry {
                 Entry::Refused { line, problem } => (line, Err(problem)),
-                Entry::Ready { line, id, record } => {
+                Entry::Ready { line, taken, record } => {
                     claimed.wanting.push(Wanting { place, record, held: None });
-                    (line, Ok(id))
+                    (line, Ok(taken))
                 }
                 Entry::Keyed { line, draft, .. } => {
                     let turn = claims.next().unwrap_or_else(|| Err(problems::internal()));
@@ -113,16 +113,19 @@ impl Settle {
         app.claims.claim(business, key, hash, id, app.deps.clock.now()).await
     }
 
-    fn keyed(&self, turn: Turn, draft: Draft, place: usize, wanting: &mut Vec<Wanting>) -> Result<MessageId, Problem> {
+    fn keyed(&self, turn: Turn, draft: Draft, place: usize, wanting: &mut Vec<Wanting>) -> Result<Taken, Problem> {
         let Submission { app, business, origin, .. } = &*self.submission;
         let held = match turn {
-            Turn::Replay(answer) => return MessageId::from_bytes(&answer).map_err(|_| problems::internal()),
+            Turn::Replay(answer) => {
+                let id = MessageId::from_bytes(&answer).map_err(|_| problems::internal())?;
+                return Ok(Taken::of(id, &draft));
+            }
             Turn::Produce(held) => held,
         };
-        let id = held.id;
+        let (id, taken) = (held.id, Taken::of(held.id, &draft));
         let sender = Sender { business: business.as_str(), origin };
         let record = sender.record(app, draft, id, Lane::Bulk, app.deps.clock.now())?;
         wanting.push(Wanting { place, record, held: Some(held) });
-        Ok(id)
+        Ok(taken)
     }
 }

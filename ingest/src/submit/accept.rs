@@ -25,8 +25,9 @@ pub(crate) struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// The record of `messages.accepted` for `draft`. The id says when the message was accepted; the record's own time is
-    /// `now`, so that one produced again later is looked for where it first was, not among the newest alone.
+    /// The record for `draft`: of `messages.accepted`, or of `messages.scheduled` where it is to be sent [later](due).
+    /// The id says when the message was taken in; the record's own time is `now`, so that one produced again later is looked
+    /// for where it first was, not among the newest alone. What is scheduled counts as made when it is due.
     pub(crate) fn record(
         &self,
         app: &App,
@@ -35,7 +36,8 @@ impl Sender<'_> {
         lane: Lane,
         now: Timestamp,
     ) -> Result<NewRecord, Problem> {
-        let created_at = id.made_at();
+        let due = due(id, draft.send_at);
+        let created_at = due.unwrap_or(id.made_at());
         let message = Message {
             id,
             r#type: MessageType::OneWay,
@@ -56,8 +58,17 @@ impl Sender<'_> {
         };
         let record = flow::accepted(&message, lane, &app.deps.codecs, &self.origin.trace)
             .map_err(|error| problems::encode(&error))?;
-        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+        let taken_at = now.max(id.made_at());
+        Ok(match due {
+            Some(_) => flow::scheduled(record, taken_at),
+            None => NewRecord { timestamp: taken_at, ..record },
+        })
     }
+}
+
+/// When the message of this id is sent, where that is later than it was taken in: the same whenever its request is repeated.
+pub(crate) fn due(id: MessageId, send_at: Option<Timestamp>) -> Option<Timestamp> {
+    send_at.filter(|at| *at > id.made_at())
 }
 
 /// Appends until the log has acknowledged every record. While the outcome is unknown the same records are appended again:

@@ -10,12 +10,12 @@ mod validate;
 
 use std::collections::HashSet;
 
-use eshaar_model::Phone;
 use eshaar_model::phone::PhoneError;
+use eshaar_model::{Phone, Timestamp};
 use eshaar_service::Problem;
 use serde::Deserialize;
 
-pub(crate) use accept::{Sender, append};
+pub(crate) use accept::{Sender, append, due};
 pub(crate) use ids::{Ids, LineIds};
 pub(crate) use validate::{BroadcastDraft, Draft};
 
@@ -28,9 +28,9 @@ pub(crate) enum Form {
     Line,
 }
 
-/// Reads and checks one submission.
-pub(crate) fn parse(bytes: &[u8], form: Form, depth: usize) -> Result<Draft, Problem> {
-    validate::validate(json::parse::<raw::Raw<'_>>(bytes, depth)?, form)
+/// Reads and checks one submission, which is made `now`.
+pub(crate) fn parse(bytes: &[u8], form: Form, depth: usize, now: Timestamp) -> Result<Draft, Problem> {
+    validate::validate(json::parse::<raw::Raw<'_>>(bytes, depth)?, form, now)
 }
 
 /// Reads and checks a broadcast. Where it lists its recipients, [`recipients`] reads them.

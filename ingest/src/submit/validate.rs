@@ -1,9 +1,9 @@
 //! What may be sent, decided in one place. Pure: the same for a single message and for a line of a bulk request.
 
 use eshaar_model::limits::{
-    COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, LISTED_RECIPIENTS, REFERENCE_CHARS, TTL_SECONDS,
+    COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, LISTED_RECIPIENTS, REFERENCE_CHARS, SEND_AHEAD_MS, TTL_SECONDS,
 };
-use eshaar_model::{Content, ContentError, Phone, Priority};
+use eshaar_model::{Content, ContentError, Phone, Priority, Timestamp};
 use eshaar_service::Problem;
 
 use super::Form;
@@ -23,6 +23,8 @@ pub(crate) struct Draft {
     pub(crate) priority: Priority,
     /// Time to live, in seconds.
     pub(crate) ttl_s: Option<u64>,
+    /// When it is to be sent; at once where that is past, or not said.
+    pub(crate) send_at: Option<Timestamp>,
     pub(crate) reference: Option<String>,
     pub(crate) collapse_key: Option<String>,
     /// Of a bulk line.
@@ -54,6 +56,9 @@ pub(super) fn validate_broadcast(raw: Raw<'_>) -> Result<BroadcastDraft, Problem
     }
     if raw.idempotency_key != Field::Absent {
         return Err(problems::unknown_field("idempotency_key"));
+    }
+    if raw.send_at != Field::Absent {
+        return Err(problems::unknown_field("send_at"));
     }
     available(&raw)?;
     let audience = optional_text("audience", raw.audience)?;
@@ -99,7 +104,7 @@ fn rate(field: &Field<'_>) -> Result<Option<u32>, Problem> {
 }
 
 /// Checks a submission; the first thing wrong with it is what is answered.
-pub(super) fn validate(raw: Raw<'_>, form: Form) -> Result<Draft, Problem> {
+pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Draft, Problem> {
     if let Some(name) = &raw.unknown {
         return Err(problems::unknown_field(name));
     }
@@ -120,6 +125,7 @@ pub(super) fn validate(raw: Raw<'_>, form: Form) -> Result<Draft, Problem> {
         content: content(raw.content)?,
         priority: priority(&raw.priority)?,
         ttl_s: time_to_live(&raw.ttl_s)?,
+        send_at: send_at(&raw.send_at, now)?,
         reference: reference(raw.reference)?,
         collapse_key: collapse_key(raw.collapse_key)?,
         idempotency_key: idempotency_key(raw.idempotency_key)?,
@@ -143,10 +149,6 @@ fn available(raw: &Raw<'_>) -> Result<(), Problem> {
     }
     if !raw.conversation_id.is_none() {
         return chat("conversation_id");
-    }
-    if !raw.send_at.is_none() {
-        let detail = "sending later is not available yet; leave it out to send at once";
-        return Err(Problem::field("send_at", "schedule_unavailable", detail));
     }
     match &raw.media {
         Field::Absent | Field::Null | Field::Array(0) => Ok(()),
@@ -203,6 +205,25 @@ fn time_to_live(field: &Field<'_>) -> Result<Option<u64>, Problem> {
             _ => Err(wrong(&seconds.to_string())),
         },
         other => Err(wrong(other.kind())),
+    }
+}
+
+fn send_at(field: &Field<'_>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+    const DAYS: i64 = SEND_AHEAD_MS / (24 * 3600 * 1000);
+    let wrong = |is: String| {
+        let detail = format!(
+            "must be an RFC 3339 time with its offset, such as 2026-01-31T12:00:00+03:00, at most {DAYS} days ahead; {is}"
+        );
+        Problem::field("send_at", "invalid_send_at", detail)
+    };
+    match field {
+        Field::Absent | Field::Null => Ok(None),
+        Field::Text(text) => match text.parse::<Timestamp>() {
+            Ok(at) if at.millis_since(now) <= SEND_AHEAD_MS => Ok(Some(at)),
+            Ok(_) => Err(wrong("is later".to_owned())),
+            Err(error) => Err(wrong(format!("has {} characters that are not one", error.length))),
+        },
+        other => Err(not_text("send_at", other)),
     }
 }
 
@@ -274,8 +295,11 @@ mod tests {
         serde_json::to_vec(&body).unwrap()
     }
 
+    /// 2026-01-01T00:00:00Z.
+    const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+
     fn check(change: &Value) -> Result<Draft, Problem> {
-        parse(&submission(change), Form::Single, 16)
+        parse(&submission(change), Form::Single, 16, NOW)
     }
 
     fn refusal(change: &Value) -> (String, &'static str) {
@@ -328,7 +352,13 @@ mod tests {
             (json!({ "type": "sms" }), "type", "invalid_type"),
             (json!({ "type": true }), "type", "wrong_type"),
             (json!({ "conversation_id": "x" }), "conversation_id", "chat_unavailable"),
-            (json!({ "send_at": "2026-01-01T00:00:00Z" }), "send_at", "schedule_unavailable"),
+            (json!({ "send_at": "2026-01-31T00:00:00.001Z" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": "2026-01-02T00:00:00" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": "2026-01-02" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": "2026-02-30T00:00:00Z" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": "tomorrow" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": "" }), "send_at", "invalid_send_at"),
+            (json!({ "send_at": 1_767_225_600 }), "send_at", "wrong_type"),
             (json!({ "media": [{ "id": "x" }] }), "media", "media_unavailable"),
             (json!({ "media": {} }), "media", "wrong_type"),
             (json!({ "sender": "acme" }), "sender", "unknown_field"),
@@ -336,6 +366,20 @@ mod tests {
         ];
         for (change, field, code) in cases {
             assert_eq!(refusal(&change), (field.to_owned(), code), "{change}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_send_at_is_the_moment_that_it_names_wherever_it_is_written() {
+        for (text, after_ms) in [
+            ("2026-01-01T00:00:01Z", 1_000),
+            ("2026-01-01T03:00:01+03:00", 1_000),
+            ("2025-12-31T23:30:00.5-01:00", 1_800_500),
+            ("2026-01-31T00:00:00Z", SEND_AHEAD_MS),
+            ("2025-01-01T00:00:00Z", -365 * 24 * 3600 * 1000),
+        ] {
+            let draft = check(&json!({ "send_at": text })).unwrap();
+            assert_eq!(draft.send_at, Some(NOW.plus_millis(after_ms)), "{text}");
         }
     }
 
@@ -348,10 +392,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_given_twice_is_named() {
-        let problem = parse(b"{}", Form::Single, 16).unwrap_err();
+        let problem = parse(b"{}", Form::Single, 16, NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("to"), "missing_field"));
         let twice = br#"{"to": "+966501234567", "content": "a", "content": "b"}"#;
-        let problem = parse(twice, Form::Single, 16).unwrap_err();
+        let problem = parse(twice, Form::Single, 16, NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("content"), "repeated_field"));
     }
 
@@ -362,27 +406,28 @@ mod tests {
             r#"{"to": "+966501234567", "content": "a", "type": "SECRET"}"#,
             r#"{"to": "+966501234567", "content": "a", "priority": "SECRET"}"#,
             r#"{"to": "+966501234567", "content": "a", "media": "SECRET"}"#,
+            r#"{"to": "+966501234567", "content": "a", "send_at": "SECRET"}"#,
             r#""SECRET""#,
             r#"["SECRET"]"#,
             r#"{"to": "SECRET"#,
             r#"{"to": SECRET}"#,
         ] {
-            let problem = parse(body.as_bytes(), Form::Single, 16).unwrap_err();
+            let problem = parse(body.as_bytes(), Form::Single, 16, NOW).unwrap_err();
             assert!(!format!("{problem:?}").contains("SECRET"), "{problem:?}");
         }
     }
 
     #[test]
     fn a_name_with_escapes_is_the_field_it_spells() {
-        let draft = parse(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, Form::Single, 16).unwrap();
+        let draft = parse(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, Form::Single, 16, NOW).unwrap();
         assert_eq!(draft.content.as_str(), "a\"b");
     }
 
     #[test]
     fn a_line_may_have_its_own_idempotency_key() {
-        let draft = parse(&submission(&json!({ "idempotency_key": "k-1" })), Form::Line, 16).unwrap();
+        let draft = parse(&submission(&json!({ "idempotency_key": "k-1" })), Form::Line, 16, NOW).unwrap();
         assert_eq!(draft.idempotency_key.as_deref(), Some("k-1"));
-        let problem = parse(&submission(&json!({ "idempotency_key": "a b" })), Form::Line, 16).unwrap_err();
+        let problem = parse(&submission(&json!({ "idempotency_key": "a b" })), Form::Line, 16, NOW).unwrap_err();
         assert_eq!(problem.code, "invalid_idempotency_key");
     }
 }

@@ -158,6 +158,7 @@ impl Fixture {
         let registry = EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap();
         let subjects = [
             ("messages.accepted", "Message"),
+            ("messages.scheduled", "Message"),
             ("message.status", "StatusChanged"),
             ("cancellations", "Cancellation"),
             ("broadcasts.requested", "Broadcast"),
@@ -253,10 +254,12 @@ impl Fixture {
         self.codecs.decode(&record.value).unwrap()
     }
 
-    /// What the stage archive does: accepted messages into the store.
+    /// What the stage archive does: accepted and scheduled messages into the store.
     pub async fn archive(&self) {
-        let rows = self.accepted().await.iter().map(|record| self.row(record)).collect();
-        self.store.messages.put(rows).await.unwrap();
+        for topic in [Topic::MessagesScheduled, Topic::MessagesAccepted] {
+            let rows = self.records(topic).await.iter().map(|record| self.row(record)).collect();
+            self.store.messages.put(rows).await.unwrap();
+        }
     }
 
     fn row(&self, record: &Record) -> MessageRow {
@@ -269,7 +272,10 @@ impl Fixture {
             recipient: Principal::Phone(message.recipient.parse::<Phone>().unwrap()),
             created_at: Timestamp::from_millis(message.created_at),
             expires_at: message.expires_at.map(Timestamp::from_millis),
-            accepted: (record.position.partition, Some(record.position.offset)),
+            accepted: {
+                let is_accepted = record.position.topic == Topic::MessagesAccepted;
+                (record.position.partition, is_accepted.then_some(record.position.offset))
+            },
             value: record.value.clone(),
         }
     }

@@ -11,5 +11,6 @@ mod idempotency;
 mod limits;
 mod rates;
 mod reading;
+mod scheduling;
 mod single;
 mod webhooks;

@@ -17,7 +17,7 @@ async fn a_message_is_answered_202_once_it_is_in_the_log() {
     assert_eq!(
         json,
         json!({ "id": id.to_string(), "type": "one_way", "status": "sent", "to": PHONE,
-        "conversation_id": null, "sent_at": NOW.to_string() })
+        "conversation_id": null, "sent_at": NOW.to_string(), "send_at": null })
     );
 
     let records = fixture.accepted().await;

@@ -7,7 +7,7 @@
 //! - a record that is read again opens nothing anew.
 
 pub mod expand;
-mod room;
+pub(crate) mod room;
 pub(crate) mod tally;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! How many messages of broadcasts may be accepted now: so many that what waits stays bounded, and with it how long what
+//! How many messages of broadcasts, or of those that are due, may be accepted now: so many that what waits stays bounded, and with it how long what
 //! others send waits behind them (R5.8). And how many a broadcast's own rate allows.
 
 use std::collections::VecDeque;
@@ -15,8 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What was accepted in this time may not be in what is told to wait.
 const UNTOLD: Duration = Duration::from_millis(1_200);
 
-/// Room for the broadcasts of a process.
-pub(super) struct Room {
+/// Room for the broadcasts of a process, or for its messages that are due.
+pub(crate) struct Room {
     depths: Arc<dyn Depths>,
     most: u64,
     state: Mutex<State>,
@@ -33,13 +33,13 @@ struct State {
 
 impl Room {
     /// Lets messages in while at most `most` wait.
-    pub(super) fn new(depths: Arc<dyn Depths>, most: u64) -> Self {
+    pub(crate) fn new(depths: Arc<dyn Depths>, most: u64) -> Self {
         Self { depths, most, state: Mutex::default() }
     }
 
     /// Whether there is room for `count` messages; if there is, it is taken. Where nobody tells what waits, at most as many
     /// as may wait are let in within [`UNTOLD`].
-    pub(super) async fn take(&self, count: u64) -> bool {
+    pub(crate) async fn take(&self, count: u64) -> bool {
         let mut state = self.state.lock().await;
         let now = Instant::now();
         if state.looked.is_none_or(|at| now.duration_since(at) >= LOOK_EVERY) {

@@ -95,7 +95,8 @@ REFUSED = {
     "a long reference": (line(PHONE, "x", reference="r" * 129), "invalid_reference"),
     "a long collapse key": (line(PHONE, "x", collapse_key="k" * 65), "invalid_collapse_key"),
     "chat": (line(PHONE, "x", type="chat"), "chat_unavailable"),
-    "a schedule": (line(PHONE, "x", send_at="2030-01-01T00:00:00Z"), "schedule_unavailable"),
+    "a time too far ahead": (line(PHONE, "x", send_at="2999-01-01T00:00:00Z"), "invalid_send_at"),
+    "a time without an offset": (line(PHONE, "x", send_at="2026-01-01T00:00:00"), "invalid_send_at"),
     "media": (line(PHONE, "x", media=[{"id": "a"}]), "media_unavailable"),
 }
 
