@@ -242,7 +242,9 @@ async def judge(cluster: Cluster, key: str, phone: Phone, answers: list[list[Ans
     [id] = {answer.json()["id"] for answer in last}
     every = [answer for of_one in answers for answer in of_one]
     print(f"\n{REPEATS} callers, {len(every)} answers: {dict(Counter(answer.status for answer in every))}")
-    assert {answer.status for answer in every} <= {202, 409}
+    statuses = Counter(answer.status for answer in every)
+    # Where the store was not done in time the caller is told so, with the same words as ever: come back with this key.
+    assert set(statuses) <= {202, 409, 503} and statuses[503] <= REPEATS // 100, statuses
     first = min(answer.answered for answer in last)
     late = [answer for answer in every if answer.status == 409 and answer.asked > first]
     assert not late, f"{len(late)} were turned away when the first had been answered"
@@ -256,14 +258,18 @@ async def judge(cluster: Cluster, key: str, phone: Phone, answers: list[list[Ans
 async def test_ten_thousand_repeats_at_two_processes_of_which_one_dies_are_one_message(cluster: Cluster):
     key, phone = cluster.new_key(new_business()), phone_of(cluster)
     begun = time.monotonic()
-    async with await phone.connect_empty() as session:
-        answers = await repeat_at_once(cluster, key, phone, kill=True)
-        assert time.monotonic() - begun < 60
-        [message] = await session.messages(1)
-        await session.nothing_else()
-        assert message["id"] == answers[0][-1].json()["id"]
-    await judge(cluster, key, phone, answers)
-    cluster.of("ingest", 0).launch().wait()
+    try:
+        async with await phone.connect_empty() as session:
+            answers = await repeat_at_once(cluster, key, phone, kill=True)
+            assert time.monotonic() - begun < 60
+            [message] = await session.messages(1)
+            await session.nothing_else()
+            assert message["id"] == answers[0][-1].json()["id"]
+        await judge(cluster, key, phone, answers)
+    finally:
+        dead = cluster.of("ingest", 0)
+        dead.end(signal.SIGKILL)
+        dead.launch().wait()
 
 
 @pytest.mark.timeout(180)
