@@ -138,8 +138,8 @@ impl Options {
             .set("client.id", if self.instance.is_empty() { "eshaar" } else { &self.instance })
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.max.ms", "2000")
-            // librdkafka 2.12 begins anew from the bootstrap servers once no broker answers, and then some of its clients
-            // never find their group's coordinator, or any broker, again. Without that they wait for the brokers they know.
+            // A broker that comes back is fenced for a moment, and answers that there is no broker at all. librdkafka then
+            // forgets the ones it knew, for good. This makes that rarer (docs/adr/0006).
             .set("metadata.recovery.strategy", "none")
             .set("log.connection.close", "false")
             .set("enable.metrics.push", "false")
