@@ -123,6 +123,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         starts_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::starts)),
         stops_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::stops)),
         failed,
+        gave_up: run.given_up.is_cancelled(),
         usage,
         failures: Vec::new(),
     };

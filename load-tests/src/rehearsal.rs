@@ -40,6 +40,8 @@ enum Fault {
     Swap,
     /// Every third answer is cut off behind its effect, every fifth request is answered 503 before it has any.
     CutAnswers,
+    /// From the 50th request on every answer is 503.
+    Fail,
 }
 
 struct Rehearsal {
@@ -69,7 +71,7 @@ impl State {
                     self.held = Some((phone.to_owned(), reference.to_owned()));
                     return;
                 }
-                Fault::None | Fault::CutAnswers => {}
+                Fault::None | Fault::CutAnswers | Fault::Fail => {}
             }
         }
         stream.push(reference.to_owned());
@@ -102,7 +104,12 @@ async fn answer(rehearsal: Arc<Rehearsal>, request: Request<Incoming>) -> Result
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let mut state = rehearsal.state.lock();
     state.requests += 1;
-    if rehearsal.fault == Fault::CutAnswers && state.requests.is_multiple_of(5) {
+    let fails = match rehearsal.fault {
+        Fault::CutAnswers => state.requests.is_multiple_of(5),
+        Fault::Fail => state.requests >= 50,
+        Fault::None | Fault::Lose | Fault::Double | Fault::Swap => false,
+    };
+    if fails {
         return Ok(Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()).unwrap());
     }
     let lines: Vec<serde_json::Value> =
@@ -240,4 +247,13 @@ async fn answers_that_are_cut_off_are_asked_for_again_and_nothing_is_sent_twice(
     assert_eq!(report.accounts.received, 300);
     let (connection, _, status) = report.traffic.retries;
     assert!(connection > 0 && status > 0);
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_again_ends_the_run_and_fails_it() {
+    let impatient = MANY_SENDERS.replace("connections =", "give_up_ms = 300\nconnections =");
+    let report = rehearse_with(Fault::Fail, &impatient).await;
+    assert_eq!(report.failures, ["a sender had no answer for too long (give_up_ms): sending ended early"]);
+    assert!(report.accounts.accepted < 300);
+    assert_eq!(report.accounts.received, report.accounts.accepted);
 }

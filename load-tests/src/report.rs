@@ -49,6 +49,8 @@ pub struct Report {
     pub stops_ms: Vec<f64>,
     /// What stages failed on; `None` for a server that was not spawned.
     pub failed: Option<Failed>,
+    /// Whether sending ended before everything was sent, since nobody answered.
+    pub gave_up: bool,
     /// CPU and memory.
     pub usage: Usage,
     /// Why the run failed; empty where it did not.
@@ -101,6 +103,7 @@ impl Report {
         };
         forbid(gaps > 0, format!("{gaps} cursors were not known to the server that had given them"));
         forbid(protocol_errors > 0, format!("{protocol_errors} frames or closes that the protocol forbids"));
+        forbid(self.gave_up, "a sender had no answer for too long (give_up_ms): sending ended early".to_owned());
         forbid(self.accounts.refused > 0, format!("{} messages were refused", self.accounts.refused));
         if checks.no_attempts
             && let Some(failed) = self.failed.filter(|failed| failed.any())

@@ -69,6 +69,8 @@ pub struct Run {
     pub other_latency: Latencies,
     /// Every message has been settled.
     pub all_sent: CancellationToken,
+    /// A sender had no answer for too long: nothing more is sent.
+    pub given_up: CancellationToken,
     /// It is over.
     pub stop: CancellationToken,
     /// Bounds the handshakes under way.
@@ -97,6 +99,7 @@ impl Run {
             steady_latency: Latencies::new()?,
             other_latency: Latencies::new()?,
             all_sent: CancellationToken::new(),
+            given_up: CancellationToken::new(),
             stop: CancellationToken::new(),
             handshakes: Semaphore::new(HANDSHAKES),
             scenario,

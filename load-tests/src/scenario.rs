@@ -94,7 +94,7 @@ pub struct Senders {
     /// Milliseconds to wait for an answer before asking again.
     #[serde(default = "default_request_timeout_ms")]
     pub request_timeout_ms: u64,
-    /// Milliseconds after which a message that was never answered counts as unknown.
+    /// Milliseconds after which a message that was never answered counts as unknown, and nothing more is sent.
     #[serde(default = "default_give_up_ms")]
     pub give_up_ms: u64,
 }

@@ -67,11 +67,11 @@ impl Sender {
         Ok(Self { plan, run, client, books, turn: 0, text: String::new() })
     }
 
-    /// Sends everything. Gives back what was sent to whom.
+    /// Sends everything, unless a sender gives up. Gives back what was sent to whom.
     pub async fn work(mut self) -> Vec<(u32, Sent)> {
         let mut left = self.plan.messages;
         let mut number = 0_u64;
-        while left > 0 && !self.run.stop.is_cancelled() {
+        while left > 0 && !self.run.given_up.is_cancelled() {
             let planned_us = self.plan.first_us + (number as f64 * self.plan.interval_us) as u64;
             sleep_until(self.run.clock.instant(planned_us)).await;
             // Without a timetable a message is due when the one before it was accepted.
@@ -122,7 +122,11 @@ impl Sender {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     // Only what was turned away (429) may be sent again without a key.
                     let once = batch.post.key.is_none() && why != Why::TurnedAway;
-                    if once || self.run.stop.is_cancelled() || Instant::now() + wait >= give_up {
+                    let too_late = Instant::now() + wait >= give_up;
+                    if too_late {
+                        self.run.given_up.cancel();
+                    }
+                    if once || too_late || self.run.given_up.is_cancelled() {
                         return self.settle(&batch, |_| Attempt::Unknown);
                     }
                     sleep(wait).await;

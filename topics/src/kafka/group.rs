@@ -17,6 +17,7 @@ use super::hooks::{Client, Hooks};
 use super::lookups::Lookups;
 use super::membership::{Membership, Terms};
 use super::names::Names;
+use super::watch::Watch;
 use super::{Options, engine, start_thread};
 use crate::{Committer, Consumer, ConsumerEvent, LogError, StartAt, Topic};
 
@@ -37,6 +38,7 @@ pub(super) struct Ground {
     pub options: Options,
     pub names: Arc<Names>,
     pub lookups: Lookups,
+    pub watch: Watch,
     pub closed: CancellationToken,
 }
 
@@ -68,9 +70,10 @@ impl Groups {
         let config = ground.options.member(&ground.names, group, nth, patience)?;
         let client = config.create_with_context(Hooks(Some(Arc::clone(&member.membership))));
         let client: Client = client.map_err(engine("join a group"))?;
+        let client = Arc::new(client);
+        ground.watch.add(&client);
         let membership = Arc::clone(&member.membership);
         start_thread("kafka-member", move || {
-            let client = Arc::new(client);
             membership.live(&client);
             drop((client, gone));
         })?;

@@ -2,7 +2,8 @@
 //!
 //! Reads top-down: `options` and `names` (what librdkafka is told) → `cluster` (the topics: check and apply) → `producer`
 //! (append) → `group`, `membership` (members of groups, commits) → `pool` (readers without a group), `reader` (one
-//! partition) and `lookups` (bounds, times, commits) → `hooks` (what librdkafka calls).
+//! partition) and `lookups` (bounds, times, commits) → `hooks` (what librdkafka calls) → `watch` (over clients that lost
+//! their brokers).
 //!
 //! librdkafka's calls that block run on threads of their own or on the blocking pool, with a limit on their time; its
 //! clients are dropped there, too (kafka-rules 13).
@@ -19,6 +20,7 @@ mod producer;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,7 @@ use self::lookups::Lookups;
 use self::names::Names;
 use self::pool::Pool;
 use self::producer::Producer;
+use self::watch::Watch;
 use crate::log::{check_record, refused};
 use crate::partitioner::partition_of;
 use crate::{AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, StartAt, Topic};
@@ -75,9 +78,12 @@ impl KafkaLog {
         }
         let names = Arc::new(Names::new(topic_prefix));
         let lookups = Lookups { names: Arc::clone(&names), timeout: options.request_timeout() };
-        let producer = Producer::open(options.producer()?, Arc::clone(&names))?;
-        let pool = Pool::new(options.reader(&names)?, lookups.clone());
-        let ground = Ground { options, names, lookups, closed: CancellationToken::new() };
+        let watch = Watch::new(options.reader(&names)?, names.of(Topic::MessagesAccepted))?;
+        let producer = Producer::open(options.producer()?, Arc::clone(&names), watch.clone())?;
+        let pool = Pool::new(options.reader(&names)?, lookups.clone(), watch.clone());
+        let closed = CancellationToken::new();
+        tokio::spawn(watch.clone().run(closed.clone()));
+        let ground = Ground { options, names, lookups, watch, closed };
         Ok(Self(Arc::new(Shared { ground, producer, pool, groups: Groups::default() })))
     }
 

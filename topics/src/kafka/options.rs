@@ -138,8 +138,7 @@ impl Options {
             .set("client.id", if self.instance.is_empty() { "eshaar" } else { &self.instance })
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.max.ms", "2000")
-            // A broker that comes back is fenced for a moment, and answers that there is no broker at all. librdkafka then
-            // forgets the ones it knew, for good. This makes that rarer (docs/adr/0006).
+            // The other strategy makes clients lose their brokers more often than it gives them back (docs/adr/0017).
             .set("metadata.recovery.strategy", "none")
             .set("log.connection.close", "false")
             .set("enable.metrics.push", "false")

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use super::hooks::{Client, Hooks};
 use super::lookups::Lookups;
 use super::reader::{End, Feed, PartitionReader};
+use super::watch::Watch;
 use super::{engine, start_thread};
 use crate::{LogError, Topic};
 
@@ -30,6 +31,7 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) struct Pool {
     config: ClientConfig,
     lookups: Lookups,
+    watch: Watch,
     runtime: Handle,
     consumers: Mutex<Vec<Arc<Shared>>>,
     closed: AtomicBool,
@@ -45,9 +47,9 @@ struct Shared {
 }
 
 impl Pool {
-    pub fn new(config: ClientConfig, lookups: Lookups) -> Arc<Self> {
+    pub fn new(config: ClientConfig, lookups: Lookups, watch: Watch) -> Arc<Self> {
         let (consumers, closed) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { config, lookups, runtime: Handle::current(), consumers, closed })
+        Arc::new(Self { config, lookups, watch, runtime: Handle::current(), consumers, closed })
     }
 
     /// A consumer to ask the brokers with.
@@ -103,7 +105,7 @@ impl Pool {
             let reason = format!("{MOST_CONSUMERS} readers read {source:?} already");
             return Err(LogError::Engine { action: "read a partition", reason });
         }
-        let shared = Shared::start(&self.config)?;
+        let shared = Shared::start(&self.config, &self.watch)?;
         shared.busy.lock().extend(source);
         consumers.push(Arc::clone(&shared));
         Ok(shared)
@@ -130,9 +132,10 @@ impl Pool {
 }
 
 impl Shared {
-    fn start(config: &ClientConfig) -> Result<Arc<Self>, LogError> {
+    fn start(config: &ClientConfig, watch: &Watch) -> Result<Arc<Self>, LogError> {
         let client: Client = config.create_with_context(Hooks(None)).map_err(engine("make a consumer"))?;
         let client = Arc::new(client);
+        watch.add(&client);
         let shared = Arc::new(Self {
             client: Mutex::new(Some(Arc::clone(&client))),
             feeds: Mutex::default(),

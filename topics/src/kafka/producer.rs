@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::engine;
 use super::hooks::{log_error, log_line};
 use super::names::Names;
+use super::watch::Watch;
 use crate::log::refused;
 use crate::{AppendError, LogError, LogPosition, NewRecord, Topic};
 
@@ -42,6 +43,7 @@ type Outgoing<'a> = BaseRecord<'a, [u8], [u8], Box<Place>>;
 pub(super) struct Producer {
     config: ClientConfig,
     names: Arc<Names>,
+    watch: Watch,
     /// Replaced when librdkafka has given up on it; empty once it is closed.
     native: Mutex<Held>,
     appended: [Counter; Topic::ALL.len()],
@@ -139,12 +141,13 @@ impl ProducerContext for Deliveries {
 }
 
 impl Producer {
-    pub fn open(config: ClientConfig, names: Arc<Names>) -> Result<Self, LogError> {
-        let native = create(&config)?;
+    pub fn open(config: ClientConfig, names: Arc<Names>, watch: Watch) -> Result<Self, LogError> {
+        let native = create(&config, &watch)?;
         Ok(Self {
             config,
             names,
-            native: Mutex::new(Held(Some(Arc::new(native)))),
+            watch,
+            native: Mutex::new(Held(Some(native))),
             appended: Topic::ALL.map(|topic| counter!(LOG_APPENDED, "topic" => topic.name())),
             seconds: histogram!(LOG_APPEND_SECONDS, "durability" => "replicated"),
         })
@@ -224,10 +227,10 @@ impl Producer {
         if present.0.as_ref().is_none_or(|present| !Arc::ptr_eq(present, native)) {
             return;
         }
-        match create(&self.config) {
+        match create(&self.config, &self.watch) {
             Ok(another) => {
                 tracing::error!(?code, %reason, "the producer is dead; going on with another");
-                *present = Held(Some(Arc::new(another)));
+                *present = Held(Some(another));
             }
             Err(error) => tracing::error!(?code, %reason, %error, "the producer is dead, and no other could be made"),
         }
@@ -263,9 +266,12 @@ impl Drop for Held {
     }
 }
 
-fn create(config: &ClientConfig) -> Result<Native, LogError> {
+fn create(config: &ClientConfig, watch: &Watch) -> Result<Arc<Native>, LogError> {
     let deliveries = Deliveries { room: Notify::new(), waiting: AtomicUsize::new(0) };
-    config.create_with_context(deliveries).map_err(engine("make a producer"))
+    let native = config.create_with_context(deliveries).map_err(engine("make a producer"))?;
+    let native = Arc::new(native);
+    watch.add(&native);
+    Ok(native)
 }
 
 /// Keeps that one record until it is taken. Each delivery report may have made room for it.

@@ -11,9 +11,10 @@ use rdkafka::producer::{DefaultProducerContext, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::timeout;
 
-use super::names::Names;
-use super::producer::Producer;
-use super::{Client, Hooks, Options};
+use super::super::names::Names;
+use super::super::producer::Producer;
+use super::super::watch::Watch;
+use super::super::{Client, Hooks, Options};
 use crate::partitioner::partition_of;
 use crate::{AppendError, Headers, NewRecord, Topic};
 
@@ -33,7 +34,9 @@ fn mock() -> Mock {
 fn producer(mock: &Mock, change: impl FnOnce(&mut Options)) -> Producer {
     let mut options = Options { bootstrap_servers: mock.bootstrap_servers(), ..Options::default() };
     change(&mut options);
-    Producer::open(options.producer().unwrap(), Arc::new(Names::new("x."))).unwrap()
+    let names = Arc::new(Names::new("x."));
+    let watch = Watch::new(options.reader(&names).unwrap(), names.of(TOPIC)).unwrap();
+    Producer::open(options.producer().unwrap(), names, watch).unwrap()
 }
 
 fn record(partition: u32, number: u64) -> NewRecord {

@@ -1,0 +1,3 @@
+mod fenced;
+mod producer;
+mod watch;
