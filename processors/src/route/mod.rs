@@ -10,6 +10,7 @@
 //! - a row that the store refuses is tried again from the retry topics, and later ones of its phone and lane wait for it.
 
 mod previous;
+mod queue;
 mod window;
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 //! offset of each. What the window cannot know it says so, and the stream is asked. So every owner decides alike, whatever
 //! it remembers.
 
-use std::collections::VecDeque;
-
-use ahash::AHashMap;
+use ahash::RandomState;
 use eshaar_model::{MessageId, Timestamp};
+use hashbrown::HashTable;
+
+use super::queue::Queue;
 
 /// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, in milliseconds.
 const SKEW_MS: i64 = 10_000;
@@ -21,31 +22,49 @@ pub(super) enum Repeat {
     AskStream,
 }
 
-/// The window of one lane's partition. Holds at most `most` ids.
+/// The window of one lane's partition. Holds at most `most` ids, at about 40 bytes each.
 #[derive(Debug)]
 pub(super) struct Window {
     span_ms: i64,
     most: usize,
-    lowest: AHashMap<MessageId, u64>,
     /// In the order they were seen.
-    seen: VecDeque<(Timestamp, MessageId)>,
+    seen: Queue<Seen>,
+    /// The places of all in `seen`, to be found by id.
+    places: HashTable<u32>,
+    hasher: RandomState,
     /// The newest time that a record was stamped with.
     newest: Timestamp,
     /// The ids of all records stamped from then on are here.
     covered_from: Timestamp,
 }
 
+/// An id, and the lowest offset that it stands at.
+#[derive(Debug)]
+struct Seen {
+    id: MessageId,
+    at: Timestamp,
+    lowest: u64,
+}
+
 impl Window {
     /// An empty window; records stamped before `covered_from` are not in it.
     pub(super) fn new(span_ms: i64, most: usize, covered_from: Timestamp) -> Self {
-        let newest = Timestamp::from_millis(i64::MIN);
-        Self { span_ms, most, lowest: AHashMap::new(), seen: VecDeque::new(), newest, covered_from }
+        Self {
+            span_ms,
+            most,
+            seen: Queue::default(),
+            places: HashTable::new(),
+            hasher: RandomState::new(),
+            newest: Timestamp::from_millis(i64::MIN),
+            covered_from,
+        }
     }
 
     /// Whether the message at `offset` repeats one at a lower offset.
     pub(super) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
-        match self.lowest.get(&id) {
-            Some(lowest) if *lowest < offset => Repeat::Yes,
+        let place = self.places.find(self.hasher.hash_one(id), |place| self.is_at(id, *place));
+        match place.and_then(|place| self.seen.get(*place)) {
+            Some(seen) if seen.lowest < offset => Repeat::Yes,
             None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStream,
             // New; or this very record, taken again: one that stands before it would have been entered before it.
             Some(_) | None => Repeat::No,
@@ -54,15 +73,16 @@ impl Window {
 
     /// Remembers the message at `offset`, stamped `at`; `now` bounds how far a stamp from the future moves the window.
     pub(super) fn enter(&mut self, id: MessageId, offset: u64, at: Timestamp, now: Timestamp) {
-        let mut first = false;
-        self.lowest.entry(id).and_modify(|lowest| *lowest = (*lowest).min(offset)).or_insert_with(|| {
-            first = true;
-            offset
-        });
-        if !first {
+        let (seen, hasher) = (&mut self.seen, &self.hasher);
+        let hash = hasher.hash_one(id);
+        if let Some(place) = self.places.find(hash, |place| seen.get(*place).is_some_and(|seen| seen.id == id)) {
+            if let Some(seen) = seen.get_mut(*place) {
+                seen.lowest = seen.lowest.min(offset);
+            }
             return;
         }
-        self.seen.push_back((at, id));
+        let place = seen.push(Seen { id, at, lowest: offset });
+        self.places.insert_unique(hash, place, |place| seen.get(*place).map_or(0, |seen| hasher.hash_one(seen.id)));
         self.newest = self.newest.max(at.min(now));
         self.forget();
     }
@@ -70,14 +90,20 @@ impl Window {
     /// Lets go of the oldest seen while they are older than the span, or too many.
     fn forget(&mut self) {
         let horizon = self.newest.plus_millis(-self.span_ms);
-        while let Some((at, id)) = self.seen.front() {
+        while let Some((place, Seen { id, at, .. })) = self.seen.front() {
             if *at >= horizon && self.seen.len() <= self.most {
                 break;
             }
             self.covered_from = self.covered_from.max(at.plus_millis(1));
-            self.lowest.remove(id);
+            if let Ok(found) = self.places.find_entry(self.hasher.hash_one(id), |other| *other == place) {
+                found.remove();
+            }
             self.seen.pop_front();
         }
+    }
+
+    fn is_at(&self, id: MessageId, place: u32) -> bool {
+        self.seen.get(place).is_some_and(|seen| seen.id == id)
     }
 
     /// Whether anything is not covered: a window that was there from the first record on covers all.
