@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from business import Business
-from phone import START, Phone, contents
+from phone import START, Phone, Session, contents
 from server import Server
 
 
@@ -89,28 +89,28 @@ async def test_only_its_sender_takes_a_message_back(demo: Business, phone: Phone
 async def test_taken_back_while_it_is_under_way_it_is_either_cancelled_or_delivered(demo: Business, phone: Phone):
     """However the two race, what the phone has seen and what the sender is told agree."""
     seen: set[str] = set()
-
-    async def receive() -> None:
-        async with await phone.connect_empty() as session:
-            while True:
-                frame = await session.frame(limit_s=30)
-                if frame["op"] == "message":
-                    seen.add(frame["id"])
-                    await session.send("ack", cursor=frame["cursor"])
-                    if frame["content"] == "the last":
-                        await session.nothing_else()
-                        return
-
-    receiving = asyncio.create_task(receive())
     ids, answers = [], []
-    for number in range(60):
-        id = await demo.say(phone.number, "maybe")
-        # From well before it can have arrived to well after.
-        await asyncio.sleep(0.0005 * (number % 20))
-        ids.append(id)
-        answers.append(await cancel(demo, id))
-    await demo.say(phone.number, "the last")
-    await receiving
+
+    async def receive(session: Session) -> None:
+        while True:
+            frame = await session.frame(limit_s=30)
+            if frame["op"] == "message":
+                seen.add(frame["id"])
+                await session.send("ack", cursor=frame["cursor"])
+                if frame["content"] == "the last":
+                    await session.nothing_else()
+                    return
+
+    async with await phone.connect_empty() as session:
+        receiving = asyncio.create_task(receive(session))
+        for number in range(60):
+            id = await demo.say(phone.number, "maybe")
+            # From well before it can have arrived to well after.
+            await asyncio.sleep(0.0005 * (number % 20))
+            ids.append(id)
+            answers.append(await cancel(demo, id))
+        await demo.say(phone.number, "the last")
+        await receiving
     for id, answer in zip(ids, answers, strict=True):
         assert answer.status_code == 200 or answer.json()["code"] == "already_delivered", answer.text
         assert id in seen or answer.status_code == 200, "neither delivered nor cancelled"
