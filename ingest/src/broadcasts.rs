@@ -153,7 +153,7 @@ pub(crate) async fn send(
         return Ok(accepted(answer, false));
     };
     let hash = idempotency::hash_of("POST /v1/broadcasts", &body);
-    let held = match app.claims.claim(business, key, hash, app.ids.mint(now), now).await? {
+    let held = match app.claims.claim(business.to_string(), key, hash, app.ids.mint(now), now).await? {
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
     };
@@ -326,7 +326,7 @@ pub(crate) async fn cancel(
         return Err(problems::cancellations_full(app.options.cancellations.get()));
     }
     let trace = origin.trace.to_string();
-    let joined = flow::Origin { traceparent: Some(&trace), correlation: Some(&origin.correlation) };
+    let joined = origin.joined(&trace);
     let cancellation =
         Cancellation { id: id.into(), sender: business.to_string(), at: app.deps.clock.now().as_millis() };
     let record =

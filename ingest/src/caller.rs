@@ -2,7 +2,7 @@
 
 use axum::extract::FromRequestParts;
 use eshaar_auth::{AuthError, Identity};
-use eshaar_model::{BusinessId, Permission, Phone};
+use eshaar_model::{BusinessId, Permission, Phone, Principal};
 use eshaar_service::Problem;
 use http::request::Parts;
 use http::{HeaderMap, header};
@@ -43,6 +43,16 @@ impl Caller {
         }
     }
 
+    /// Whoever may chat: a phone, or a business whose key says so.
+    pub(crate) fn chatter(&self) -> Result<&Principal, Problem> {
+        allowed(&self.0, &[Permission::Chat])
+    }
+
+    /// Whoever may see conversations: those of their own.
+    pub(crate) fn of_conversations(&self) -> Result<&Principal, Problem> {
+        allowed(&self.0, &[Permission::Chat, Permission::ConversationsManage])
+    }
+
     pub(crate) fn business(&self) -> Result<&BusinessId, Problem> {
         self.0.principal.business().ok_or_else(problems::business_only)
     }
@@ -50,4 +60,11 @@ impl Caller {
     pub(crate) fn phone(&self) -> Result<Phone, Problem> {
         self.0.principal.phone().ok_or_else(problems::phone_only)
     }
+}
+
+/// The principal, if it is a phone, which needs no permission, or may do what one of `wanted` allows; the first is named
+/// where it may not.
+pub(crate) fn allowed<'a>(identity: &'a Identity, wanted: &[Permission]) -> Result<&'a Principal, Problem> {
+    let may = identity.principal.phone().is_some() || wanted.iter().any(|wanted| identity.may(*wanted));
+    may.then_some(&identity.principal).ok_or_else(|| problems::forbidden(wanted[0]))
 }

@@ -64,7 +64,7 @@ pub(crate) async fn cancel(
         return Err(problems::cancellations_full(app.options.cancellations.get()));
     }
     let trace = origin.trace.to_string();
-    let joined = flow::Origin { traceparent: Some(&trace), correlation: Some(&origin.correlation) };
+    let joined = origin.joined(&trace);
     let cancellation = Cancellation { id, sender: business.to_string(), at: now.as_millis() };
     let cancellation =
         flow::cancellation(&cancellation, &app.deps.codecs, joined).map_err(|error| problems::encode(&error))?;

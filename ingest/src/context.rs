@@ -7,6 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use eshaar_service::{Problem, TraceContext, metrics as names};
+use eshaar_topics::flow;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::{App, problems};
@@ -25,6 +26,17 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
+    /// Of what was not asked for over HTTP: a trace of its own.
+    pub(crate) fn new() -> Self {
+        let trace = TraceContext::new();
+        Self { correlation: trace.trace_id(), trace }
+    }
+
+    /// As the headers of records have it, with the text of the trace.
+    pub(crate) fn joined<'a>(&'a self, trace: &'a str) -> flow::Origin<'a> {
+        flow::Origin { traceparent: Some(trace), correlation: Some(&self.correlation) }
+    }
+
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let trace = TraceContext::continued(headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()));
         let Some(given) = headers.get(CORRELATION) else { return Ok(Self { correlation: trace.trace_id(), trace }) };

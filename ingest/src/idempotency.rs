@@ -16,7 +16,7 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use eshaar_model::limits::IDEMPOTENCY_KEY_CHARS;
-use eshaar_model::{BusinessId, MessageId, Timestamp};
+use eshaar_model::{MessageId, Timestamp};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::{Claim, ClaimKey, ClaimStore, Claimed};
 use parking_lot::Mutex;
@@ -118,16 +118,16 @@ impl Claims {
         Self { store, in_flight: Arc::default() }
     }
 
-    /// Claims `key` for a request of `hash`; `minted` is its id if it is the first.
+    /// Claims `key` of a principal for a request of `hash`; `minted` is its id if it is the first.
     pub(crate) async fn claim(
         &self,
-        business: &BusinessId,
+        principal: String,
         key: String,
         hash: [u8; 32],
         minted: MessageId,
         now: Timestamp,
     ) -> Result<Turn, Problem> {
-        let key = ClaimKey { principal: business.to_string(), key };
+        let key = ClaimKey { principal, key };
         loop {
             let mut other = match self.place(&key, minted, hash) {
                 Place::First(held) => return self.ask(held, now).await,

@@ -3,7 +3,7 @@
 //! A submission goes, in this order: `context` (who asks, joined to which trace) → `body` (bounded bytes) → `submit`
 //! (parsed, validated, let in by `admission`, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
 //! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` and `cancel` move a
-//! status on. `broadcasts` are messages to many, to `audiences`. `webhooks` are where businesses are told. `admin` is for operators: dead letters, and the audit log.
+//! status on. `conversations` are what businesses and phones say to each other. `broadcasts` are messages to many, to `audiences`. `webhooks` are where businesses are told. `admin` is for operators: dead letters, and the audit log.
 //!
 //! Ingest accepts; it delivers nothing, and writes no history: that follows from the log.
 //! `console` is a page that calls all of this as any client does.
@@ -18,6 +18,7 @@ mod caller;
 mod cancel;
 pub mod console;
 mod context;
+mod conversations;
 mod idempotency;
 mod json;
 mod messages;
@@ -45,6 +46,7 @@ use eshaar_schemas::Codecs;
 use eshaar_store::Store;
 use eshaar_topics::{Cancelled, Log};
 
+pub use conversations::live::{Live, LiveMessage, LiveSent};
 pub use openapi::document as openapi_document;
 pub use options::{BulkOptions, Options, QueueOptions};
 pub use router::router;

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId, MessageType, Permission, Phone, Shown, Status, Timestamp};
+use eshaar_model::{ConversationId, Lane, MessageId, MessageType, Permission, Principal, Shown, Status, Timestamp};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::SentQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,9 +14,10 @@ use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::idempotency::{self, REPLAYED, Turn};
+use crate::conversations::sending::{self, Outgoing};
+use crate::idempotency::{self, Held, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
-use crate::submit::{self, Draft, Form, Sender};
+use crate::submit::{self, Draft, Sender, Submission};
 use crate::view::{self, MessageDetails, MessageView};
 use crate::{App, body, openapi, problems};
 
@@ -29,11 +30,12 @@ pub(crate) struct Accepted {
     r#type: MessageType,
     #[schema(value_type = openapi::Status)]
     status: Shown,
+    /// A phone, or a business id.
     #[schema(value_type = String, example = "+966501234567")]
-    to: Phone,
+    to: Principal,
     /// Of a chat message.
-    #[schema(format = "uuid")]
-    conversation_id: Option<String>,
+    #[schema(value_type = Option<String>, format = "uuid")]
+    conversation_id: Option<ConversationId>,
     /// Null where it is scheduled.
     #[schema(value_type = Option<String>, format = DateTime)]
     sent_at: Option<Timestamp>,
@@ -44,7 +46,8 @@ pub(crate) struct Accepted {
 
 /// Send a message
 ///
-/// At once, or at `send_at`. It is answered once the message is on disk, and will be delivered. Needs the permission `messages:send`.
+/// At once, or at `send_at`. It is answered once the message is on disk, and will be delivered. A business needs the
+/// permission `messages:send` for `one_way`, and `chat` for `chat`; a mobile user sends `chat`.
 #[utoipa::path(
     post, path = "/v1/messages", tag = "messages", operation_id = "send_message",
     params(openapi::IdempotencyKey),
@@ -78,27 +81,37 @@ async fn submit(
     body: Body,
     limits: &mut HeaderMap,
 ) -> Result<Response, Problem> {
-    let business = caller.business_with(Permission::MessagesSend)?;
+    may_send(caller)?;
     let key = idempotency::of(headers)?;
     let body = body::json(headers, body, &app.options).await?;
-    let draft = submit::parse(&body, Form::Single, app.options.json_depth, app.deps.clock.now())?;
-    let sender = Sender { business: business.as_str(), origin };
+    let submission = submit::parse(&body, app.options.json_depth, app.deps.clock.now())?;
+    match &submission {
+        Submission::OneWay(_) => caller.business_with(Permission::MessagesSend).map(|_| ())?,
+        Submission::Chat(_) => caller.chatter().map(|_| ())?,
+    }
+    let from = Sending { app, who: &caller.0.principal, origin };
     let Some(key) = key else {
         admit(app, caller, limits).await?;
         let id = app.ids.mint(app.deps.clock.now());
-        return produce(app, sender, draft, id).await.map(|answer| accepted(answer, false));
+        return from.produce(submission, id, false).await.map(|answer| accepted(answer, false));
     };
     let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
-    let held = match app.claims.claim(business, key, hash, app.ids.mint(now), now).await? {
+    let held: Held = match app.claims.claim(from.who.to_string(), key, hash, app.ids.mint(now), now).await? {
         // What was accepted before is not counted again.
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
     };
     admit(app, caller, limits).await?;
-    let answer = produce(app, sender, draft, held.id).await?;
+    let answer = from.produce(submission, held.id, held.repeat).await?;
     app.claims.answered(&held, answer.clone()).await;
     Ok(accepted(answer, held.repeat))
+}
+
+/// Whether a caller may send anything at all, which is asked before its body is read.
+fn may_send(caller: &Caller) -> Result<(), Problem> {
+    caller.chatter().or_else(|_| caller.business_with(Permission::MessagesSend).map(|_| &caller.0.principal))?;
+    Ok(())
 }
 
 /// Lets one message in; what its sender may send is told in `limits`.
@@ -108,22 +121,52 @@ async fn admit(app: &App, caller: &Caller, limits: &mut HeaderMap) -> Result<(),
     admitted.refusal.map_or(Ok(()), Err)
 }
 
-async fn produce(app: &App, sender: Sender<'_>, draft: Draft, id: MessageId) -> Result<Bytes, Problem> {
-    let (to, lane) = (draft.to, Lane::of(draft.priority));
-    let send_at = submit::due(id, draft.send_at);
-    let record = sender.record(app, draft, id, lane, app.deps.clock.now())?;
-    submit::append(app, vec![record]).await?;
-    metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
-    let answer = Accepted {
-        id,
-        r#type: MessageType::OneWay,
-        status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
-        to,
-        conversation_id: None,
-        sent_at: send_at.is_none().then(|| id.made_at()),
-        send_at,
-    };
-    serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
+/// Who sends, in which request.
+struct Sending<'a> {
+    app: &'a App,
+    who: &'a Principal,
+    origin: &'a Origin,
+}
+
+impl Sending<'_> {
+    /// Appends the message of this id, which may have been appended before where it is a `repeat`; returns the answer.
+    async fn produce(&self, submission: Submission, id: MessageId, repeat: bool) -> Result<Bytes, Problem> {
+        let answer = match submission {
+            Submission::OneWay(draft) => self.one_way(draft, id).await?,
+            Submission::Chat(draft) => {
+                let outgoing = Outgoing { draft, id, repeat };
+                let placed = sending::send(self.app, self.who, self.origin, outgoing).await?;
+                Accepted {
+                    id,
+                    r#type: MessageType::Chat,
+                    status: Status::Sent.into(),
+                    to: placed.to,
+                    conversation_id: Some(placed.conversation),
+                    sent_at: Some(id.made_at()),
+                    send_at: None,
+                }
+            }
+        };
+        serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
+    }
+
+    async fn one_way(&self, draft: Draft, id: MessageId) -> Result<Accepted, Problem> {
+        let (app, from) = (self.app, self.who.to_string());
+        let (to, lane, send_at) = (draft.to, Lane::of(draft.priority), submit::due(id, draft.send_at));
+        let sender = Sender { from: &from, origin: self.origin };
+        let record = sender.record(app, draft, id, lane, app.deps.clock.now())?;
+        submit::append(app, vec![record]).await?;
+        metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
+        Ok(Accepted {
+            id,
+            r#type: MessageType::OneWay,
+            status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
+            to: to.into(),
+            conversation_id: None,
+            sent_at: send_at.is_none().then(|| id.made_at()),
+            send_at,
+        })
+    }
 }
 
 fn accepted(answer: Bytes, replayed: bool) -> Response {

@@ -15,7 +15,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
 use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
 
-use crate::{App, admin, audiences, broadcasts, bulk, cancel, messages, read, stream, webhooks};
+use crate::{App, admin, audiences, broadcasts, bulk, cancel, conversations, messages, read, stream, webhooks};
 
 /// Of a bulk request.
 pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
@@ -26,13 +26,21 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
      {\"accepted\":1,\"rejected\":1}\n";
 
 /// What an operation may answer besides what it is for: its name, and these.
-const PROBLEMS: [(&str, &[u16]); 27] = [
-    ("send_message", &[400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503]),
+const PROBLEMS: [(&str, &[u16]); 35] = [
+    ("send_message", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
     ("mark_read", &[400, 401, 403, 404, 500, 503]),
     ("cancel_message", &[400, 401, 403, 404, 409, 500, 503]),
+    ("start_conversation", &[400, 401, 403, 408, 413, 415, 500, 503]),
+    ("list_conversations", &[400, 401, 403, 500, 503]),
+    ("count_unread", &[400, 401, 403, 500, 503]),
+    ("get_conversation", &[400, 401, 403, 404, 500, 503]),
+    ("list_conversation_messages", &[400, 401, 403, 404, 500, 503]),
+    ("read_conversation", &[400, 401, 403, 404, 408, 413, 415, 500, 503]),
+    ("archive_conversation", &[400, 401, 403, 404, 409, 500, 503]),
+    ("close_conversation", &[400, 401, 403, 404, 500, 503]),
     ("send_broadcast", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 500, 503]),
     ("get_broadcast", &[400, 401, 403, 404, 500, 503]),
     ("list_broadcasts", &[400, 401, 403, 500, 503]),
@@ -68,6 +76,9 @@ const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "
     ),
     paths(
         messages::send, messages::list, messages::get, bulk::send, read::mark, cancel::cancel, stream::read,
+        conversations::start, conversations::list, conversations::unread_count, conversations::get,
+        conversations::history::read, conversations::reading::mark, conversations::standing::archive,
+        conversations::standing::close,
         broadcasts::send, broadcasts::list, broadcasts::get, broadcasts::cancel,
         audiences::upload, audiences::list, audiences::get, audiences::delete,
         webhooks::make, webhooks::list, webhooks::delete, webhooks::enable, webhooks::rotate,
@@ -78,6 +89,7 @@ const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "
     security(("api_key" = []), ("token" = [])),
     tags(
         (name = "messages", description = "Sending messages, and seeing what became of them"),
+        (name = "conversations", description = "What businesses and mobile users say to each other"),
         (name = "broadcasts", description = "One message to many, and the audiences that it goes to"),
         (name = "webhooks", description = "Being told, by signed requests, what becomes of your messages"),
         (name = "operators", description = "Dead letters and the audit log; for keys with the permission `admin`")
@@ -91,20 +103,24 @@ struct Document;
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "it describes what `submit` reads")]
 pub(crate) struct Submission {
-    /// The phone, in E.164; a number that its country could have.
-    #[schema(pattern = r"^\+[1-9][0-9]{6,14}$", example = "+966501234567")]
-    to: String,
+    /// The phone, in E.164; a number that its country could have. Of a chat message that a mobile user sends: the business's
+    /// id. Required where there is no `conversation_id`.
+    #[schema(example = "+966501234567", nullable = false)]
+    to: Option<String>,
+    /// Of a chat message, in place of `to`.
+    #[schema(format = "uuid", nullable = false)]
+    conversation_id: Option<String>,
     /// `one_way` when it is left out.
-    r#type: Option<SendableType>,
+    r#type: Option<MessageType>,
     /// Markup is made harmless; control characters other than tab and line ends are refused.
     #[schema(min_length = 1, max_length = 10_000, example = "Your card was used.")]
     content: String,
-    /// `normal` when it is left out. Order holds within a priority.
+    /// `normal` when it is left out, and for every chat message. Order holds within a priority.
     priority: Option<Priority>,
     /// Not delivered after so many seconds, counted from when it is sent.
     #[schema(minimum = 1, maximum = 2_592_000, example = 3_600)]
     ttl_s: Option<i64>,
-    /// When it is sent: a time with its offset, at most 30 days ahead. At once when it is left out, or past.
+    /// When it is sent: a time with its offset, at most 30 days ahead. At once when it is left out, or past, as every chat message.
     #[schema(format = DateTime, example = "2026-01-31T12:00:00+03:00")]
     send_at: Option<String>,
     /// Your own reference; it comes back wherever the message is shown.
@@ -169,7 +185,7 @@ struct ProblemDocument {
     field: Option<String>,
 }
 
-/// What may be sent; `chat` comes later.
+/// What may be sent to many.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum SendableType {
@@ -216,6 +232,15 @@ pub(crate) enum Step {
     Cancelled,
     Delivered,
     Read,
+}
+
+/// How a conversation stands: in use; put away until there is a message; over.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ConversationStatus {
+    Active,
+    Archived,
+    Closed,
 }
 
 /// An attached file.
@@ -288,6 +313,45 @@ pub(crate) struct MessageIdPath {
     /// The message.
     #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
     id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes the path")]
+pub(crate) struct ConversationIdPath {
+    /// The conversation.
+    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
+    id: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `conversations` reads")]
+pub(crate) struct ConversationListQuery {
+    /// At this status only.
+    #[param(inline, nullable = false)]
+    status: Option<ConversationStatus>,
+    /// The `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{24,40}$", nullable = false)]
+    cursor: Option<String>,
+    /// Most conversations of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `conversations` reads")]
+pub(crate) struct HistoryQuery {
+    /// A position: the newest messages before it. Either this or `after`.
+    #[param(pattern = "^[A-Za-z0-9_-]{4,22}$", nullable = false)]
+    before: Option<String>,
+    /// A position, or `start`: the oldest messages behind it. Either this or `before`.
+    #[param(pattern = "^[A-Za-z0-9_-]{4,22}$", nullable = false)]
+    after: Option<String>,
+    /// Most messages of the page; 50 when it is left out.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
+    limit: Option<u32>,
 }
 
 #[derive(IntoParams)]
@@ -511,7 +575,9 @@ fn problem(status: u16) -> utoipa::openapi::Response {
         403 => "The credential does not allow this",
         404 => "There is no such thing, or it is not yours",
         408 => "The body came too slowly",
-        409 => "The first request with this Idempotency-Key is still under way; or it is too late: `code` says which",
+        409 => {
+            "The first request with this Idempotency-Key is still under way; or it is too late, or the conversation is closed: `code` says which"
+        }
         413 => "The body is too large",
         415 => "The type or encoding of the body is not one of those named here",
         422 => "The Idempotency-Key was used with another body",

@@ -1,7 +1,7 @@
 //! Every error of the API, and what it becomes over HTTP. Nothing here holds what a client sent but names of fields.
 
 use eshaar_auth::AuthError;
-use eshaar_model::{Permission, Status};
+use eshaar_model::{ConversationClosed, PairError, Permission, ReplyRefused, Status};
 use eshaar_schemas::{DecodeError, EncodeError, RegistryError};
 use eshaar_service::Problem;
 use eshaar_store::{LetterState, StoreError};
@@ -42,6 +42,28 @@ pub(crate) fn phone_only() -> Problem {
 /// The same answer for what is not there and for what is another's.
 pub(crate) fn message_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "message_not_found", "you have neither sent nor received a message of this id")
+}
+
+/// The same answer for what is not there and for what is others'.
+pub(crate) fn conversation_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "conversation_not_found", "you are in no conversation of this id")
+}
+
+pub(crate) fn conversation_closed() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "conversation_closed", ConversationClosed.to_string())
+}
+
+pub(crate) fn reply_refused() -> Problem {
+    Problem::field("conversation_id", "reply_refused", ReplyRefused.to_string())
+}
+
+/// Two of a kind do not talk.
+pub(crate) fn invalid_pair(field: &str, error: &PairError) -> Problem {
+    Problem::field(field, "invalid_recipient", error.to_string())
+}
+
+pub(crate) fn invalid_reference(most: usize) -> Problem {
+    invalid_header("ref", "invalid_ref", most)
 }
 
 pub(crate) fn too_late_to_cancel(status: Status) -> Problem {

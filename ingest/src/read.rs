@@ -31,7 +31,8 @@ pub(crate) struct ReadAnswer {
 
 /// Mark a message as read
 ///
-/// By the phone that it was sent to. Once read it stays so: a repeat answers the first time and changes nothing.
+/// By whom it was sent to: a phone, or, where it is a chat message, a business with the permission `chat`. Once read it
+/// stays so: a repeat answers the first time and changes nothing.
 #[utoipa::path(
     post, path = "/v1/messages/{id}/read", tag = "messages", operation_id = "mark_read",
     params(openapi::MessageIdPath),
@@ -43,9 +44,9 @@ pub(crate) async fn mark(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<Json<ReadAnswer>, Problem> {
-    let phone = caller.phone()?;
-    let stored = view::find(&app, &id, &caller.0.principal).await?;
-    if stored.row.recipient.phone() != Some(phone) {
+    let who = caller.chatter()?;
+    let stored = view::find(&app, &id, who).await?;
+    if stored.row.recipient != *who {
         return Err(problems::message_not_found());
     }
     let id = stored.row.id;
@@ -79,8 +80,7 @@ pub(crate) fn step(
         reason: None,
     };
     let trace = origin.trace.to_string();
-    let origin = flow::Origin { traceparent: Some(&trace), correlation: Some(&origin.correlation) };
-    let record = flow::status(&change, Bytes::from(key), &app.deps.codecs, origin);
+    let record = flow::status(&change, Bytes::from(key), &app.deps.codecs, origin.joined(&trace));
     let broadcast = app.deps.codecs.decode(&stored.row.value).ok().as_ref().and_then(flow::broadcast_of);
     record.map(|record| flow::part_of(record, broadcast)).map_err(|error| problems::encode(&error))
 }

@@ -6,8 +6,8 @@ use axum::routing::{delete, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    App, Deps, Options, admin, audiences, broadcasts, bulk, cancel, context, messages, openapi, problems, read, stream,
-    unread, webhooks,
+    App, Deps, Options, admin, audiences, broadcasts, bulk, cancel, context, conversations, messages, openapi,
+    problems, read, stream, unread, webhooks,
 };
 
 /// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
@@ -19,6 +19,13 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .route("/v1/messages/{id}", get(messages::get))
         .route("/v1/messages/{id}/read", post(read::mark))
         .route("/v1/messages/{id}/cancel", post(cancel::cancel))
+        .route("/v1/conversations", post(conversations::start).get(conversations::list))
+        .route("/v1/conversations/unread-count", get(conversations::unread_count))
+        .route("/v1/conversations/{id}", get(conversations::get))
+        .route("/v1/conversations/{id}/messages", get(conversations::history::read))
+        .route("/v1/conversations/{id}/read", post(conversations::reading::mark))
+        .route("/v1/conversations/{id}/archive", post(conversations::standing::archive))
+        .route("/v1/conversations/{id}/close", post(conversations::standing::close))
         .route("/v1/broadcasts", post(broadcasts::send).get(broadcasts::list))
         .route("/v1/broadcasts/{id}", get(broadcasts::get))
         .route("/v1/broadcasts/{id}/cancel", post(broadcasts::cancel))

@@ -121,6 +121,11 @@ impl MessageView {
             failure_reason: stored.failure_reason.clone(),
         })
     }
+
+    /// Whether its status is one of these.
+    pub(crate) fn is_at(&self, statuses: &[Status]) -> bool {
+        statuses.iter().any(|status| self.status == Shown::from(*status))
+    }
 }
 
 impl MessageDetails {
@@ -134,7 +139,7 @@ impl MessageDetails {
 
     /// Whether it was taken back in time.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.message.status == Status::Cancelled.into()
+        self.message.is_at(&[Status::Cancelled])
     }
 }
 

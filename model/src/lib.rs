@@ -24,8 +24,8 @@ pub use conversation::{
     LastMessage, Pair, PairError, SendRefused, Side, Standing,
 };
 pub use delivery_status::{Shown, Status, StatusSteps};
-pub use ids::{AuditId, BroadcastId, ConversationId, MOST_RECIPIENTS, MessageId, RecipientsId, WebhookId};
-pub use message::{Lane, MessageKind, MessageType, Priority, ReplyRefused};
+pub use ids::{AuditId, BroadcastId, ConversationId, IdError, MOST_RECIPIENTS, MessageId, RecipientsId, WebhookId};
+pub use message::{Lane, MessageKind, MessageKindError, MessageType, Priority, ReplyRefused};
 pub use permission::Permission;
 pub use phone::Phone;
 pub use position::{Cursor, Epoch, StreamPosition};

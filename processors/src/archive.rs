@@ -1,21 +1,33 @@
-//! Writes what was accepted, and what became of it, to the history.
+//! Writes what was accepted, and what became of it, to the history, and tells those who talk of what was said.
 //!
-//! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, and tallies of
-//! broadcasts. A message or a step that is written again changes nothing, so a replay has no effect; a step may come before
-//! its message, and a message that was scheduled before it is known to have been.
+//! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, its
+//! conversations, and tallies of broadcasts; and `deliveries`. A message or a step that is written again changes nothing, so a
+//! replay has no effect; a step may come before its message, and a message that was scheduled before it is known to have
+//! been.
+//!
+//! A message stands in its conversation once, where its first record does in `messages.accepted`. It is there before anybody
+//! is told: businesses have no stream, so agents get hints from here, and phones of what they said on another device.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::AHashMap;
 use async_trait::async_trait;
-use eshaar_model::{Clock, Epoch, MessageKind, Timestamp};
-use eshaar_schemas::{Codecs, Message, StatusChanged};
-use eshaar_store::{MessageRow, Step, Store, StoreError};
-use eshaar_topics::{LogPosition, Outcome, Received, Stage, StageError, Topic};
+use eshaar_model::{Clock, ConversationId, ConversationPosition, Epoch, MessageKind, Pair, Principal, Side, Timestamp};
+use eshaar_presence::{Presence, Slots};
+use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint, StatusChanged};
+use eshaar_store::{ChatRow, MessageRow, ReadFrom, Step, Store, StoreError};
+use eshaar_topics::flow::{self, Origin};
+use eshaar_topics::{Log, LogPosition, NewRecord, Outcome, Received, Stage, StageError, Topic};
 use serde::Deserialize;
 
 use crate::broadcast::tally::Tallies;
+use crate::previous::Previous;
+use crate::whereabouts::Whereabouts;
 use crate::{Undecodable, decode, pause};
+
+/// Conversations of a partition whose last position is kept at hand: about 60 bytes each.
+const PREVIOUS_CONVERSATIONS: usize = 50_000;
 
 /// How history is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -31,33 +43,158 @@ impl Default for Options {
     }
 }
 
+/// What the stage reads and writes besides its records.
+#[derive(Clone)]
+pub struct Ports {
+    /// Its epoch is part of positions.
+    pub log: Arc<dyn Log>,
+    /// The history.
+    pub store: Store,
+    /// Who is connected where.
+    pub presence: Arc<dyn Presence>,
+}
+
 /// The stage.
 pub struct Archive {
     store: Store,
+    epoch: Epoch,
     codecs: Codecs,
     clock: Clock,
     tallies: Tallies,
+    whereabouts: Whereabouts,
     options: Options,
 }
 
+/// A message that was said: its place in the batch, and its row.
+struct Said {
+    place: usize,
+    row: ChatRow,
+}
+
 impl Archive {
-    /// The stage, writing to `store`, on a log whose life is `epoch`.
-    pub fn new(store: Store, codecs: Codecs, clock: Clock, epoch: Epoch, options: Options) -> Self {
+    /// The stage.
+    pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
+        let Ports { log, store, presence } = ports;
+        let epoch = log.epoch();
         let tallies = Tallies::new(Arc::clone(&store.broadcasts), epoch);
-        Self { store, codecs, clock, tallies, options }
+        let whereabouts = Whereabouts::new(presence, clock.clone(), log.partitions(Topic::Deliveries));
+        Self { store, epoch, codecs, clock, tallies, whereabouts, options }
     }
 
-    async fn messages(&self, batch: &[Received]) -> Vec<Outcome> {
+    async fn messages(&self, previous: &mut Previous<ConversationId>, batch: &[Received]) -> Vec<Outcome> {
         let (mut rows, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        for record in batch {
+        let mut said = Vec::new();
+        for (place, record) in batch.iter().enumerate() {
             let row = match decode::<Message>(&self.codecs, &record.value).await {
                 Ok(message) => row(&message, record),
                 Err(error) => Err(error.into()),
             };
+            let chat = row.as_ref().ok().map(|row| chat_row(row, self.epoch)).transpose();
+            match chat {
+                Ok(chat) => said.extend(chat.flatten().map(|row| Said { place, row })),
+                Err(error) => {
+                    outcomes.push(self.collect(Err(error), &mut rows));
+                    continue;
+                }
+            }
             outcomes.push(self.collect(row, &mut rows));
         }
-        let written = if rows.is_empty() { Ok(()) } else { self.store.messages.put(rows).await };
-        self.unless_failed(&written, outcomes)
+        let partition = batch.first().map_or(0, |record| record.position.partition);
+        match self.keep(partition, rows, &mut said).await {
+            Ok(()) if said.is_empty() => outcomes,
+            Ok(()) => {
+                for (place, hints) in self.hints(previous, said, batch).await {
+                    outcomes[place] = Outcome::Forward(hints);
+                }
+                outcomes
+            }
+            failed @ Err(_) => self.unless_failed(&failed, outcomes),
+        }
+    }
+
+    /// Writes messages of a partition, and of those that were said the ones that stand here first; the others are repeats,
+    /// and are let go.
+    async fn keep(&self, partition: u32, rows: Vec<MessageRow>, said: &mut Vec<Said>) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.store.messages.put(rows).await?;
+        if said.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = said.iter().map(|said| said.row.id).collect();
+        let stored = self.store.messages.get_many(&ids).await?.into_iter().flatten();
+        let first: AHashMap<_, _> = stored.map(|stored| (stored.row.id, stored.row.accepted)).collect();
+        said.retain(|Said { row, .. }| first.get(&row.id) == Some(&(partition, Some(row.position.offset))));
+        self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await
+    }
+
+    /// The hints that follow from what was said, by place in the batch.
+    async fn hints(
+        &self,
+        previous: &mut Previous<ConversationId>,
+        said: Vec<Said>,
+        batch: &[Received],
+    ) -> Vec<(usize, Vec<NewRecord>)> {
+        let everybody = said.iter().flat_map(|said| listeners(&said.row)).collect();
+        let online: AHashMap<Principal, Slots> = self.whereabouts.of(everybody, Self::NAME).await.into_iter().collect();
+        let mut all = Vec::with_capacity(said.len());
+        for Said { place, row } in said {
+            let told: Vec<_> = listeners(&row).filter_map(|who| online.get(&who).map(|slots| (who, slots))).collect();
+            let prev = if told.is_empty() { None } else { self.before(previous, &row).await };
+            previous.appended(row.conversation, row.position.offset, !told.is_empty());
+            let mut hints = Vec::new();
+            for (who, slots) in told {
+                match self.records(&row, prev, (&who, slots), &batch[place]) {
+                    Ok(records) => hints.extend(records),
+                    // It is in the history; the hint alone is lost.
+                    Err(error) => tracing::error!(stage = Self::NAME, %error, "hint cannot be written"),
+                }
+            }
+            all.push((place, hints));
+        }
+        all
+    }
+
+    /// The offset before a message in its conversation, -1 where there is none; `None` where it is not known, or is of an
+    /// earlier epoch.
+    async fn before(&self, previous: &Previous<ConversationId>, row: &ChatRow) -> Option<i64> {
+        if let Some(offset) = previous.before(row.conversation, row.position.offset) {
+            return Some(offset as i64);
+        }
+        match self.store.conversations.history(row.conversation, ReadFrom::Before(row.position), 1).await {
+            Ok(page) => match page.rows.first() {
+                None => Some(-1),
+                Some(before) if before.position.epoch == row.position.epoch => Some(before.position.offset as i64),
+                Some(_) => None,
+            },
+            Err(error) => {
+                tracing::warn!(stage = Self::NAME, %error, "a hint goes out without what stands before it");
+                None
+            }
+        }
+    }
+
+    /// The hint of one row for one principal, to each gateway.
+    fn records(
+        &self,
+        row: &ChatRow,
+        prev: Option<i64>,
+        (who, slots): (&Principal, &Slots),
+        record: &Received,
+    ) -> Result<Vec<NewRecord>, EncodeError> {
+        let hint = Hint::Message(MessageHint {
+            epoch: row.position.epoch.0 as i32,
+            lane: 0,
+            offset: row.position.offset as i64,
+            prev,
+            message: row.value.clone(),
+            in_conversation: true,
+        });
+        let principal = who.to_string();
+        let value = self.codecs.encode(&Delivery { principal: principal.clone(), hint })?;
+        let (origin, now) = (Origin::of(&record.headers), self.clock.now());
+        Ok(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin)).collect())
     }
 
     async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
@@ -96,22 +233,23 @@ impl Archive {
 #[async_trait]
 impl Stage for Archive {
     const NAME: &'static str = "archive";
-    /// History is looked up by people, who come later.
-    const PATIENCE: Duration = Duration::from_millis(100);
-    type Partition = ();
+    /// History is looked up by people, who come later; what is said in it is told from here.
+    const PATIENCE: Duration = Duration::from_millis(25);
+    type Partition = Previous<ConversationId>;
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
         vec![(Topic::MessagesAccepted, 1), (Topic::MessagesScheduled, 1), (Topic::MessageStatus, 1)]
     }
 
-    async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
-        self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))
+    async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<Self::Partition, StageError> {
+        self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))?;
+        Ok(Previous::new(PREVIOUS_CONVERSATIONS))
     }
 
-    async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
+    async fn handle(&self, previous: &mut Self::Partition, batch: &[Received]) -> Vec<Outcome> {
         match batch.first().map(|record| record.position.topic) {
             Some(Topic::MessageStatus) => self.statuses(batch).await,
-            _ => self.messages(batch).await,
+            _ => self.messages(previous, batch).await,
         }
     }
 
@@ -141,6 +279,29 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
     })
 }
 
+/// A message as its conversation keeps it; `None` for one that has none, or stands nowhere yet.
+fn chat_row(row: &MessageRow, epoch: Epoch) -> Result<Option<ChatRow>, Error> {
+    let (Some(conversation), Some(offset)) = (row.conversation, row.accepted.1) else { return Ok(None) };
+    let pair = Pair::of(&row.sender, &row.recipient).map_err(|error| Error::invalid("recipient", &error))?;
+    Ok(Some(ChatRow {
+        conversation,
+        from: if row.sender.business().is_some() { Side::Business } else { Side::Phone },
+        pair,
+        position: ConversationPosition { epoch, offset },
+        id: row.id,
+        at: row.created_at,
+        expires_at: row.expires_at,
+        value: row.value.clone(),
+    }))
+}
+
+/// Who is told of a message from here: the business, whichever side said it; the phone of what it said itself. What is
+/// said to a phone comes to it by its stream.
+fn listeners(row: &ChatRow) -> impl Iterator<Item = Principal> + use<> {
+    let phone = (row.from == Side::Phone).then_some(Principal::Phone(row.pair.phone));
+    std::iter::once(Principal::Business(row.pair.business.clone())).chain(phone)
+}
+
 fn step(change: StatusChanged) -> Step {
     Step { id: change.id, status: change.status, at: Timestamp::from_millis(change.at), reason: change.reason }
 }
@@ -164,15 +325,115 @@ impl Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use bytes::Bytes;
-    use eshaar_model::{Lane, Status};
+    use eshaar_model::{Lane, MessageType, Status};
     use eshaar_service::TraceContext;
-    use eshaar_topics::flow::{self, Origin};
 
     use super::*;
     use crate::testing::{Engines, START, at, message, received};
 
     fn archive(engines: &Engines) -> Archive {
-        Archive::new(engines.store.clone(), engines.codecs.clone(), engines.clock.clone(), Epoch(0), Options::default())
+        let ports = Ports {
+            log: Arc::new(engines.log.clone()),
+            store: engines.store.clone(),
+            presence: Arc::clone(&engines.presence) as _,
+        };
+        Archive::new(ports, engines.codecs.clone(), engines.clock.clone(), Options::default())
+    }
+
+    fn nothing_known() -> Previous<ConversationId> {
+        Previous::new(PREVIOUS_CONVERSATIONS)
+    }
+
+    const PHONE: &str = "+966500000001";
+
+    /// What one side says to the other in a conversation.
+    fn said(conversation: ConversationId, from: Side) -> Message {
+        let (sender, recipient) = match from {
+            Side::Business => ("acme-bank", PHONE),
+            Side::Phone => (PHONE, "acme-bank"),
+        };
+        Message {
+            r#type: MessageType::Chat,
+            conversation_id: Some(conversation.to_string()),
+            sender: sender.to_owned(),
+            recipient: recipient.to_owned(),
+            ..message(1)
+        }
+    }
+
+    fn pair() -> Pair {
+        Pair { business: "acme-bank".parse().unwrap(), phone: PHONE.parse().unwrap() }
+    }
+
+    /// Whom each record is told to, and what.
+    fn told(outcomes: Vec<Outcome>, codecs: &Codecs) -> Vec<Vec<(String, MessageHint)>> {
+        let of = |record: NewRecord| {
+            let delivery: Delivery = codecs.decode(&record.value).unwrap();
+            let Hint::Message(hint) = delivery.hint else { panic!("not a message") };
+            assert_eq!((record.topic, record.partition), (Topic::Deliveries, Some(3)));
+            (delivery.principal, hint)
+        };
+        let each = outcomes.into_iter().map(|outcome| match outcome {
+            Outcome::Forward(records) => records.into_iter().map(of).collect(),
+            Outcome::Done => Vec::new(),
+            other => panic!("{other:?}"),
+        });
+        each.collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_said_stands_in_its_conversation_where_it_stands_first_in_the_log() {
+        let engines = Engines::open().await;
+        let (archive, mut previous) = (archive(&engines), nothing_known());
+        let conversation = engines.store.conversations.start(&pair()).await.unwrap().conversation.id;
+        let (asked, answered) = (said(conversation, Side::Phone), said(conversation, Side::Business));
+        let record = |message: &Message, offset| received(message, Lane::Normal, &engines.codecs, (4, offset));
+        let first = [record(&asked, 7), record(&answered, 8), record(&asked, 9)];
+        // A replay, a repeat of its own, and a replay of all.
+        for batch in [&first[..2], &first[..], &first[2..], &[record(&answered, 12)][..], &first[..]] {
+            let outcomes = archive.handle(&mut previous, batch).await;
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done | Outcome::Forward(_))));
+        }
+        let page = engines.store.conversations.history(conversation, ReadFrom::Newest, 10).await.unwrap();
+        let rows: Vec<_> = page.rows.iter().map(|row| (row.id, row.from, row.position.offset)).collect();
+        assert_eq!(rows, [(asked.id, Side::Phone, 7), (answered.id, Side::Business, 8)]);
+        let known = engines.store.conversations.get(conversation).await.unwrap().unwrap();
+        assert_eq!(known.last.unwrap().id, answered.id);
+    }
+
+    #[tokio::test]
+    async fn agents_are_told_of_everything_and_a_phone_of_what_it_said_each_with_what_stands_before() {
+        let engines = Engines::open().await;
+        engines.connect("acme-bank").await;
+        engines.connect(PHONE).await;
+        let (archive, mut previous) = (archive(&engines), nothing_known());
+        let conversation = engines.store.conversations.start(&pair()).await.unwrap().conversation.id;
+        let record = |from, offset| received(&said(conversation, from), Lane::Normal, &engines.codecs, (4, offset));
+        let batch = [record(Side::Phone, 7), record(Side::Business, 9)];
+        let hints = told(archive.handle(&mut previous, &batch).await, &engines.codecs);
+        let whom = |hints: &[(String, MessageHint)]| hints.iter().map(|(who, _)| who.clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (whom(&hints[0]), whom(&hints[1])),
+            (vec!["acme-bank".into(), PHONE.into()], vec!["acme-bank".into()])
+        );
+        let place = |hint: &MessageHint| (hint.in_conversation, hint.epoch, hint.offset, hint.prev);
+        assert_eq!((place(&hints[0][0].1), place(&hints[1][0].1)), ((true, 1, 7, Some(-1)), (true, 1, 9, Some(7))));
+        assert_eq!(hints[1][0].1.message, batch[1].value);
+
+        // Another owner of the partition looks it up.
+        let mut anew = nothing_known();
+        let hints = told(archive.handle(&mut anew, &[record(Side::Phone, 12)]).await, &engines.codecs);
+        assert_eq!(place(&hints[0][0].1), (true, 1, 12, Some(9)));
+    }
+
+    #[tokio::test]
+    async fn what_two_businesses_say_to_each_other_is_no_conversation() {
+        let engines = Engines::open().await;
+        let odd = Message { sender: "acme-bank".into(), ..said(ConversationId::new(START), Side::Phone) };
+        let record = received(&odd, Lane::Normal, &engines.codecs, (0, 0));
+        let outcomes = archive(&engines).handle(&mut nothing_known(), &[record]).await;
+        assert!(matches!(outcomes[0], Outcome::Dead { code: "invalid", .. }));
+        assert_eq!(engines.store.messages.get(odd.id).await.unwrap(), None);
     }
 
     fn status(message: &Message, status: Status, codecs: &Codecs) -> Received {
@@ -197,7 +458,7 @@ mod tests {
         let delivered = status(&message, Status::Delivered, &engines.codecs);
         // A step may come first.
         for batch in [vec![delivered.clone()], vec![accepted.clone(), again], vec![accepted.clone()], vec![delivered]] {
-            let outcomes = archive.handle(&mut (), &batch).await;
+            let outcomes = archive.handle(&mut nothing_known(), &batch).await;
             assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done)));
         }
         let stored = engines.store.messages.get(message.id).await.unwrap().unwrap();
@@ -218,13 +479,16 @@ mod tests {
             let sent = received(&sent, Lane::High, &engines.codecs, (4, 9));
             let again = received(&due, Lane::High, &engines.codecs, (4, 10));
             if !accepted_first {
-                assert!(matches!(archive.handle(&mut (), std::slice::from_ref(&scheduled)).await[..], [Outcome::Done]));
+                assert!(matches!(
+                    archive.handle(&mut nothing_known(), std::slice::from_ref(&scheduled)).await[..],
+                    [Outcome::Done]
+                ));
                 let stored = engines.store.messages.get(due.id).await.unwrap().unwrap();
                 assert_eq!((stored.row.accepted, stored.steps.current()), ((4, None), None));
                 assert_eq!(stored.row.created_at, START.plus_millis(60_000));
             }
             for record in [sent, again, scheduled] {
-                assert!(matches!(archive.handle(&mut (), &[record]).await[..], [Outcome::Done]));
+                assert!(matches!(archive.handle(&mut nothing_known(), &[record]).await[..], [Outcome::Done]));
             }
             let stored = engines.store.messages.get(due.id).await.unwrap().unwrap();
             assert_eq!((stored.row.accepted, stored.steps.current()), ((4, Some(9)), Some(Status::Sent)));
@@ -239,7 +503,7 @@ mod tests {
         let good = received(&message, Lane::High, &engines.codecs, (0, 1));
         let frame = Received { value: Bytes::from_static(b"nonsense"), ..good.clone() };
         let torn = Received { value: good.value.slice(..9), ..good.clone() };
-        let outcomes = archive.handle(&mut (), &[frame, torn, good]).await;
+        let outcomes = archive.handle(&mut nothing_known(), &[frame, torn, good]).await;
         assert!(matches!(outcomes[0], Outcome::Dead { code: "undecodable", .. }));
         assert!(matches!(outcomes[1], Outcome::Dead { code: "undecodable", .. }));
         assert!(matches!(outcomes[2], Outcome::Done));
@@ -252,7 +516,7 @@ mod tests {
         let conversation_id = Some(message(1).id.to_string());
         let odd = Message { conversation_id, ..message(1) };
         let record = received(&odd, Lane::High, &engines.codecs, (0, 0));
-        let outcomes = archive(&engines).handle(&mut (), &[record]).await;
+        let outcomes = archive(&engines).handle(&mut nothing_known(), &[record]).await;
         assert!(matches!(outcomes[0], Outcome::Dead { code: "invalid", .. }));
     }
 
@@ -261,7 +525,7 @@ mod tests {
         let engines = Engines::open().await;
         let record = received(&message(1), Lane::High, &engines.codecs, (0, 0));
         let value = Bytes::from_static(&[0, 0, 0, 9, 9, 1, 2, 3]);
-        let outcomes = archive(&engines).handle(&mut (), &[Received { value, ..record }]).await;
+        let outcomes = archive(&engines).handle(&mut nothing_known(), &[Received { value, ..record }]).await;
         assert!(matches!(outcomes[0], Outcome::Pause { until, .. } if until == START.plus_millis(200)));
     }
 
@@ -270,7 +534,7 @@ mod tests {
         let engines = Engines::open().await;
         engines.store.engine.close().await.unwrap();
         let record = received(&message(1), Lane::High, &engines.codecs, (0, 0));
-        let outcomes = archive(&engines).handle(&mut (), &[record.clone(), record]).await;
+        let outcomes = archive(&engines).handle(&mut nothing_known(), &[record.clone(), record]).await;
         assert!(matches!(outcomes[0], Outcome::Pause { .. }));
     }
 }

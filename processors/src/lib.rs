@@ -1,5 +1,5 @@
 //! The stages, one file each, in the order of the flow: `prioritize` (to a lane) → `route` (to the recipient's stream, and
-//! to the gateways that have them) · `archive` (to the history) · `notify` (back to the sender, live) ·
+//! to the gateways that have them) · `archive` (to the history, and to those who talk) · `notify` (back to the sender, live) ·
 //! `webhooks` (and by HTTP) · `broadcast` (one message to many, before all of them) · `schedule` (what waits for its time, likewise) · `dead_letter` (what
 //! the others gave up on, to the store), with the `digest` of it for administrators; and `housekeeping`, which lets go of
 //! what is no longer kept.
@@ -14,12 +14,14 @@ mod depth;
 pub mod digest;
 pub mod housekeeping;
 pub mod notify;
+mod previous;
 pub mod prioritize;
 pub mod route;
 pub mod schedule;
 #[cfg(test)]
 mod testing;
 pub mod webhooks;
+mod whereabouts;
 
 use std::sync::Arc;
 
@@ -193,9 +195,10 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         cancelled: Arc::clone(&cancelled),
     };
     let schedule = Schedule::new(ports, codecs.clone(), clock.clone(), schedule);
+    let of_archive = archive::Ports { log: Arc::clone(&log), store: store.clone(), presence: Arc::clone(&presence) };
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
-    let archive = Archive::new(store.clone(), codecs.clone(), clock.clone(), epoch, archive);
+    let archive = Archive::new(of_archive, codecs.clone(), clock.clone(), archive);
     let notify = Notify::new(presence, codecs, clock.clone());
     let chosen = |name| names.contains(&name);
     tokio::join!(

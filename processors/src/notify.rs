@@ -1,20 +1,22 @@
-//! Tells senders live what becomes of their messages.
+//! Tells senders live what becomes of their messages, and those who talk what becomes of their conversations.
 //!
-//! Reads `message.status`; writes `deliveries`: a hint to every gateway where the sender has a session. A hint may be lost,
-//! late or doubled: the history is the truth. So nothing here waits, and presence that does not answer costs the hint.
+//! Reads `message.status` and `conversation.events`; writes `deliveries`: a hint to every gateway where the sender, or one of
+//! the two sides, has a session. A hint may be lost, late or doubled: the history is the truth. So nothing here waits, and presence that does not answer costs the hint.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
 use async_trait::async_trait;
-use eshaar_model::{Clock, Principal};
+use eshaar_model::{Clock, MessageId, Principal};
 use eshaar_presence::{Presence, Slots};
-use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, StatusChanged, StatusHint};
+use eshaar_schemas::{
+    Codecs, ConversationChanged, ConversationHint, Delivery, EncodeError, Hint, StatusChanged, StatusHint,
+};
 use eshaar_topics::flow::{self, Origin};
-use eshaar_topics::{NewRecord, Outcome, Received, Retries, Stage, StageError, Topic, headers};
+use eshaar_topics::{Outcome, Received, Retries, Stage, StageError, Topic, headers};
 
-use crate::{Undecodable, decode};
+use crate::decode;
 
 /// How long is waited for a registry that does not answer, in milliseconds.
 const PAUSE_MS: u64 = 200;
@@ -32,41 +34,77 @@ impl Notify {
         Self { presence, codecs, clock }
     }
 
-    /// The senders of a batch that are online.
-    async fn online(&self, batch: &[Received]) -> AHashMap<Principal, Slots> {
-        let mut senders: Vec<Principal> = batch.iter().filter_map(sender).collect();
-        senders.sort_unstable();
-        senders.dedup();
-        match self.presence.slots_of(&senders).await {
-            Ok(slots) => senders.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect(),
+    /// Those of the principals that are online.
+    async fn online(&self, mut principals: Vec<Principal>) -> AHashMap<Principal, Slots> {
+        principals.sort_unstable();
+        principals.dedup();
+        match self.presence.slots_of(&principals).await {
+            Ok(slots) => principals.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect(),
             Err(error) => {
-                tracing::warn!(stage = Self::NAME, %error, "senders are not told live");
+                tracing::warn!(stage = Self::NAME, %error, "what becomes of messages is not told live");
                 AHashMap::new()
             }
         }
     }
 
-    async fn outcome(&self, record: &Received, online: &AHashMap<Principal, Slots>) -> Outcome {
-        let Some(sender) = sender(record) else {
-            return Outcome::Dead { code: "headers", reason: format!("header {} is missing", headers::FROM) };
-        };
-        // Most senders are offline: their statuses are not even decoded.
-        let Some(slots) = online.get(&sender) else { return Outcome::Done };
-        match self.hints(record, &sender, slots).await {
-            Ok(hints) => Outcome::Forward(hints),
-            Err(Error::Undecodable(error)) => error.outcome(&self.clock, PAUSE_MS),
-            Err(Error::Encode(error)) => Outcome::Dead { code: "unencodable", reason: error.to_string() },
+    async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
+        let online = self.online(batch.iter().filter_map(sender).collect()).await;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for record in batch {
+            outcomes.push(match sender(record) {
+                None => Outcome::Dead { code: "headers", reason: format!("header {} is missing", headers::FROM) },
+                // Most senders are offline: their statuses are not even decoded.
+                Some(sender) if !online.contains_key(&sender) => Outcome::Done,
+                Some(sender) => match decode::<StatusChanged>(&self.codecs, &record.value).await {
+                    Ok(change) => self.forward(record, &[(&sender, status_hint(&change))], &online),
+                    Err(error) => error.outcome(&self.clock, PAUSE_MS),
+                },
+            });
         }
+        outcomes
     }
 
-    async fn hints(&self, record: &Received, sender: &Principal, slots: &Slots) -> Result<Vec<NewRecord>, Error> {
-        let change: StatusChanged = decode(&self.codecs, &record.value).await?;
-        let status = change.status.as_str().to_owned();
-        let hint = Hint::Status(StatusHint { id: change.id, status, at: change.at });
-        let principal = sender.to_string();
-        let value = self.codecs.encode(&Delivery { principal: principal.clone(), hint })?;
+    async fn conversations(&self, batch: &[Received]) -> Vec<Outcome> {
+        let mut changes = Vec::with_capacity(batch.len());
+        for record in batch {
+            changes.push(match decode::<ConversationChanged>(&self.codecs, &record.value).await {
+                Ok(change) => sides(&change).map(|sides| (change, sides)),
+                Err(error) => Err(error.outcome(&self.clock, PAUSE_MS)),
+            });
+        }
+        let told = changes.iter().filter_map(|change| change.as_ref().ok()).flat_map(|(_, (_, sides))| sides.clone());
+        let online = self.online(told.collect()).await;
+        let outcomes = batch.iter().zip(changes).map(|(record, change)| match change {
+            Ok((change, (id, [business, phone]))) => {
+                let hints = [(&business, &phone), (&phone, &business)];
+                let hints = hints.map(|(who, with)| (who, conversation_hint(&change, id, with)));
+                self.forward(record, &hints, &online)
+            }
+            Err(outcome) => outcome,
+        });
+        outcomes.collect()
+    }
+
+    /// Each hint to wherever its principal is.
+    fn forward(
+        &self,
+        record: &Received,
+        hints: &[(&Principal, StatusHint)],
+        online: &AHashMap<Principal, Slots>,
+    ) -> Outcome {
         let (origin, now) = (Origin::of(&record.headers), self.clock.now());
-        Ok(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin)).collect())
+        let mut records = Vec::new();
+        for (who, hint) in hints {
+            let Some(slots) = online.get(who) else { continue };
+            let principal = who.to_string();
+            let hint = Hint::Status(hint.clone());
+            match self.codecs.encode(&Delivery { principal: principal.clone(), hint }) {
+                Ok(value) => records
+                    .extend(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin))),
+                Err(error) => return unencodable(&error),
+            }
+        }
+        if records.is_empty() { Outcome::Done } else { Outcome::Forward(records) }
     }
 }
 
@@ -80,7 +118,7 @@ impl Stage for Notify {
     type Partition = ();
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
-        vec![(Topic::MessageStatus, 1)]
+        vec![(Topic::MessageStatus, 1), (Topic::ConversationEvents, 1)]
     }
 
     async fn open(&self, _partition: u32, _next: &[(Topic, u64)]) -> Result<(), StageError> {
@@ -88,12 +126,10 @@ impl Stage for Notify {
     }
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
-        let online = self.online(batch).await;
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for record in batch {
-            outcomes.push(self.outcome(record, &online).await);
+        match batch.first().map(|record| record.position.topic) {
+            Some(Topic::ConversationEvents) => self.conversations(batch).await,
+            _ => self.statuses(batch).await,
         }
-        outcomes
     }
 }
 
@@ -101,21 +137,43 @@ fn sender(record: &Received) -> Option<Principal> {
     record.headers.text(headers::FROM)?.parse().ok()
 }
 
-/// A status that cannot be told.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Undecodable(#[from] Undecodable),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
+fn status_hint(change: &StatusChanged) -> StatusHint {
+    StatusHint { id: change.id, status: change.status.as_str().to_owned(), at: change.at, conversation: None }
+}
+
+/// The id of a conversation as hints have it, and its two sides: business and phone.
+fn sides(change: &ConversationChanged) -> Result<(MessageId, [Principal; 2]), Outcome> {
+    match (MessageId::from_bytes(change.id.as_bytes()), change.business.parse(), change.phone.parse()) {
+        (Ok(id), Ok(business), Ok(phone)) => Ok((id, [Principal::Business(business), Principal::Phone(phone)])),
+        _ => Err(Outcome::Dead { code: "invalid", reason: "business and phone must be what they say".to_owned() }),
+    }
+}
+
+/// What becomes of a conversation, for the side that talks to `with` in it.
+fn conversation_hint(change: &ConversationChanged, id: MessageId, with: &Principal) -> StatusHint {
+    StatusHint {
+        id,
+        status: change.change.as_str().to_owned(),
+        at: change.at,
+        conversation: Some(ConversationHint {
+            with: with.to_string(),
+            by: change.by.clone(),
+            up_to: change.up_to.clone(),
+        }),
+    }
+}
+
+fn unencodable(error: &EncodeError) -> Outcome {
+    Outcome::Dead { code: "unencodable", reason: error.to_string() }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use bytes::Bytes;
-    use eshaar_model::Status;
-    use eshaar_topics::Headers;
+    use eshaar_model::{ConversationId, Status};
+    use eshaar_schemas::Change;
+    use eshaar_topics::{Headers, NewRecord};
 
     use super::*;
     use crate::testing::{Engines, START, at, message};
@@ -156,6 +214,51 @@ mod tests {
         let engines = Engines::open().await;
         let outcomes = notify(&engines).handle(&mut (), &[delivered(&engines.codecs)]).await;
         assert!(matches!(outcomes[0], Outcome::Done));
+    }
+
+    const PHONE: &str = "+966500000001";
+
+    fn closed(codecs: &Codecs) -> (ConversationId, Received) {
+        let id = ConversationId::new(START);
+        let change = ConversationChanged {
+            id,
+            change: Change::Closed,
+            at: START.as_millis(),
+            business: "acme-bank".to_owned(),
+            phone: PHONE.to_owned(),
+            by: "acme-bank".to_owned(),
+            up_to: None,
+        };
+        (id, at(flow::conversation(&change, codecs, Origin::default()).unwrap(), Topic::ConversationEvents, (0, 0)))
+    }
+
+    #[tokio::test]
+    async fn both_sides_are_told_what_becomes_of_their_conversation_where_they_are_online() {
+        let engines = Engines::open().await;
+        let (id, record) = closed(&engines.codecs);
+        let told = async || {
+            let mut outcomes = notify(&engines).handle(&mut (), std::slice::from_ref(&record)).await;
+            let hints = match outcomes.remove(0) {
+                Outcome::Forward(hints) => hints,
+                Outcome::Done => Vec::new(),
+                other => panic!("{other:?}"),
+            };
+            let of = |hint: &NewRecord| {
+                let delivery: Delivery = engines.codecs.decode(&hint.value).unwrap();
+                let Hint::Status(hint) = delivery.hint else { panic!("not a status") };
+                let about = hint.conversation.unwrap();
+                assert_eq!((hint.id.to_string(), hint.status.as_str()), (id.to_string(), "closed"));
+                assert_eq!((about.by.as_str(), about.up_to), ("acme-bank", None));
+                (delivery.principal, about.with)
+            };
+            hints.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(told().await, []);
+        let (to_business, to_phone) = (("acme-bank".into(), PHONE.into()), (PHONE.into(), "acme-bank".into()));
+        engines.connect("acme-bank").await;
+        assert_eq!(told().await, [to_business.clone()]);
+        engines.connect(PHONE).await;
+        assert_eq!(told().await, [to_business, to_phone]);
     }
 
     #[tokio::test]

@@ -42,9 +42,8 @@ impl Registry for Ids {
 
 /// Codecs of every contract.
 pub(crate) async fn codecs() -> Codecs {
-    let subjects =
-        [("a", "Message"), ("b", "Delivery"), ("c", "StatusChanged"), ("d", "DeadLetter"), ("e", "Broadcast")];
-    let subjects: Vec<_> = subjects.into_iter().map(|(subject, name)| (subject.to_owned(), name)).collect();
+    let names = ["Message", "Delivery", "StatusChanged", "DeadLetter", "Broadcast", "ConversationChanged"];
+    let subjects = names.map(|name| (format!("{name}-value"), name));
     Codecs::register(Arc::new(Ids), &subjects).await.unwrap()
 }
 

@@ -10,6 +10,7 @@ pub mod registry;
 
 pub use codec::{Codecs, Contract, DecodeError, EncodeError, schema_id};
 pub use records::{
-    Broadcast, Cancellation, DeadLetter, Delivery, Hint, Media, Message, MessageHint, StatusChanged, StatusHint,
+    Broadcast, Cancellation, Change, ConversationChanged, ConversationHint, DeadLetter, Delivery, Hint, Media, Message,
+    MessageHint, StatusChanged, StatusHint,
 };
 pub use registry::{Compatibility, Missing, Registry, RegistryError, SchemaId};

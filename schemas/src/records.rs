@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, MessageId, MessageType, Priority, RecipientsId, Status};
+use eshaar_model::{BroadcastId, ConversationId, MessageId, MessageType, Priority, RecipientsId, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Contract;
@@ -27,6 +27,7 @@ contracts! {
     DeadLetter: "eshaar.DeadLetter" = "dead_letter.avsc",
     Cancellation: "eshaar.Cancellation" = "cancellation.avsc",
     Broadcast: "eshaar.Broadcast" = "broadcast.avsc",
+    ConversationChanged: "eshaar.ConversationChanged" = "conversation_changed.avsc",
 }
 
 /// `avro/message.avsc`. Times are milliseconds since the Unix epoch.
@@ -81,15 +82,15 @@ pub struct Delivery {
 /// What a gateway is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hint {
-    /// A message was appended to the principal's stream.
+    /// A message was appended to the principal's stream, or to one of its conversations.
     #[serde(rename = "eshaar.MessageHint")]
     Message(MessageHint),
-    /// A message that the principal sent has moved on.
+    /// A message that the principal sent, or a conversation of the principal, has moved on.
     #[serde(rename = "eshaar.StatusHint")]
     Status(StatusHint),
 }
 
-/// A message was appended to the principal's stream.
+/// A message was appended to the principal's stream, or to one of its conversations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
 pub struct MessageHint {
@@ -100,15 +101,30 @@ pub struct MessageHint {
     #[serde(default)]
     pub prev: Option<i64>,
     pub message: Bytes,
+    #[serde(default)]
+    pub in_conversation: bool,
 }
 
-/// A message that the principal sent has moved on.
+/// A message that the principal sent, or a conversation of the principal, has moved on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
 pub struct StatusHint {
+    /// The message, or the conversation.
     pub id: MessageId,
     pub status: String,
     pub at: i64,
+    #[serde(default)]
+    pub conversation: Option<ConversationHint>,
+}
+
+/// What is said is about a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct ConversationHint {
+    pub with: String,
+    pub by: String,
+    #[serde(default)]
+    pub up_to: Option<String>,
 }
 
 /// `avro/status_changed.avsc`.
@@ -155,6 +171,45 @@ pub struct Broadcast {
     #[serde(default)]
     pub rate: Option<i32>,
     pub correlation_id: String,
+}
+
+/// What became of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "documented in the schema")]
+pub enum Change {
+    Created,
+    TakenUp,
+    Archived,
+    Closed,
+    Read,
+}
+
+impl Change {
+    /// Its symbol in the schema.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::TakenUp => "taken_up",
+            Self::Archived => "archived",
+            Self::Closed => "closed",
+            Self::Read => "read",
+        }
+    }
+}
+
+/// `avro/conversation_changed.avsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are documented in the schema, their source of truth")]
+pub struct ConversationChanged {
+    pub id: ConversationId,
+    pub change: Change,
+    pub at: i64,
+    pub business: String,
+    pub phone: String,
+    pub by: String,
+    #[serde(default)]
+    pub up_to: Option<String>,
 }
 
 /// `avro/dead_letter.avsc`.

@@ -110,6 +110,9 @@ pub trait MessageStore: Send + Sync + 'static {
     /// A message by its id.
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
 
+    /// Messages by their ids, each in the place of its id; `None` where there is none.
+    async fn get_many(&self, ids: &[MessageId]) -> Result<Vec<Option<StoredMessage>>, StoreError>;
+
     /// What a business has sent, newest first. `now` decides what has expired.
     async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError>;
 }

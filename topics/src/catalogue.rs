@@ -38,6 +38,7 @@ pub enum Topic {
     RetryRoute32s,
     Deliveries,
     MessageStatus,
+    ConversationEvents,
     RetryNotify1s,
     RetryNotify2s,
     RetryNotify4s,
@@ -65,7 +66,7 @@ pub struct TopicSpec {
 
 impl Topic {
     /// All topics, in the order of the flow.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::MessagesAccepted,
         Self::MessagesScheduled,
         Self::BroadcastsRequested,
@@ -82,6 +83,7 @@ impl Topic {
         Self::RetryRoute32s,
         Self::Deliveries,
         Self::MessageStatus,
+        Self::ConversationEvents,
         Self::RetryNotify1s,
         Self::RetryNotify2s,
         Self::RetryNotify4s,
@@ -110,6 +112,7 @@ impl Topic {
             Self::RetryRoute32s => "retry.route.32s",
             Self::Deliveries => "deliveries",
             Self::MessageStatus => "message.status",
+            Self::ConversationEvents => "conversation.events",
             Self::RetryNotify1s => "retry.notify.1s",
             Self::RetryNotify2s => "retry.notify.2s",
             Self::RetryNotify4s => "retry.notify.4s",

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 use eshaar_model::{BroadcastId, Lane, MessageId, Phone, Timestamp};
-use eshaar_schemas::{Broadcast, Cancellation, Codecs, Delivery, EncodeError, Message, StatusChanged};
+use eshaar_schemas::{
+    Broadcast, Cancellation, Codecs, ConversationChanged, Delivery, EncodeError, Message, StatusChanged,
+};
 use eshaar_service::TraceContext;
 
 use crate::headers::{
@@ -17,6 +19,8 @@ pub const TYPE_ACCEPTED: &str = "eshaar.message.accepted.v1";
 pub const TYPE_STATUS: &str = "eshaar.message.status.v1";
 /// CloudEvents type of a broadcast that was accepted.
 pub const TYPE_BROADCAST: &str = "eshaar.broadcast.requested.v1";
+/// CloudEvents type of what became of a conversation.
+pub const TYPE_CONVERSATION: &str = "eshaar.conversation.changed.v1";
 /// CloudEvents type of a cancellation.
 pub const TYPE_CANCELLATION: &str = "eshaar.cancellation.v1";
 
@@ -203,6 +207,35 @@ pub fn cancellation(what: &Cancellation, codecs: &Codecs, origin: Origin<'_>) ->
     Ok(NewRecord { topic: Topic::Cancellations, partition: None, key, value, headers, timestamp })
 }
 
+/// The record of `conversation.events` for what became of a conversation.
+///
+/// # Errors
+/// When it cannot be written by its schema.
+pub fn conversation(
+    change: &ConversationChanged,
+    codecs: &Codecs,
+    origin: Origin<'_>,
+) -> Result<NewRecord, EncodeError> {
+    let value = codecs.encode(change)?;
+    let timestamp = Timestamp::from_millis(change.at);
+    let key = change.id.to_string();
+    let (id, time) = (format!("{key}.{}.{}", change.change.as_str(), change.at), timestamp.to_string());
+    let always = [
+        (CE_SPECVERSION, SPECVERSION),
+        (CE_ID, id.as_bytes()),
+        (CE_TYPE, TYPE_CONVERSATION.as_bytes()),
+        (CE_SOURCE, SOURCE),
+        (CE_TIME, time.as_bytes()),
+        (FROM, change.by.as_bytes()),
+    ];
+    let sometimes = [
+        origin.traceparent.map(|trace| (TRACEPARENT, trace.as_bytes())),
+        origin.correlation.map(|correlation| (CORRELATION, correlation.as_bytes())),
+    ];
+    let headers = Headers::new(always.into_iter().chain(sometimes.into_iter().flatten()));
+    Ok(NewRecord { topic: Topic::ConversationEvents, partition: None, key: key.into(), value, headers, timestamp })
+}
+
 /// The record of `deliveries` that tells the gateway of `slot` something. Not an event for others to read: its headers
 /// only join it to its request.
 ///
@@ -314,9 +347,9 @@ fn phone(text: &str) -> Option<Phone> {
 mod tests {
     use std::sync::Arc;
 
-    use eshaar_model::{MessageType, Priority, Status};
+    use eshaar_model::{ConversationId, MessageType, Priority, Status};
     use eshaar_schemas::registry::embedded::EmbeddedRegistry;
-    use eshaar_schemas::{Hint, StatusHint};
+    use eshaar_schemas::{Change, Hint, StatusHint};
 
     use super::*;
 
@@ -325,7 +358,7 @@ mod tests {
     async fn codecs() -> Codecs {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap());
-        let names = ["Message", "StatusChanged", "Delivery"];
+        let names = ["Message", "StatusChanged", "Delivery", "ConversationChanged"];
         Codecs::register(registry, &names.map(|name| (format!("{name}-value"), name))).await.unwrap()
     }
 
@@ -420,9 +453,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_became_of_a_conversation_is_keyed_by_it_and_names_who_did_it() {
+        let codecs = codecs().await;
+        let change = ConversationChanged {
+            id: ConversationId::new(AT),
+            change: Change::TakenUp,
+            at: AT.as_millis(),
+            business: "acme-bank".to_owned(),
+            phone: "+966501234567".to_owned(),
+            by: "+966501234567".to_owned(),
+            up_to: None,
+        };
+        let origin = Origin { traceparent: None, correlation: Some("c-1") };
+        let record = conversation(&change, &codecs, origin).unwrap();
+        assert_eq!((record.topic, record.timestamp), (Topic::ConversationEvents, AT));
+        assert_eq!(record.key[..], *change.id.to_string().as_bytes());
+        let id = format!("{}.taken_up.{}", change.id, change.at);
+        assert_eq!(record.headers.text(CE_ID), Some(id.as_str()));
+        assert_eq!((record.headers.text(FROM), Origin::of(&record.headers)), (Some("+966501234567"), origin));
+        assert_eq!(codecs.decode::<ConversationChanged>(&record.value).unwrap(), change);
+    }
+
+    #[tokio::test]
     async fn a_hint_goes_to_the_slot_of_its_gateway() {
         let status = "read".to_owned();
-        let hint = Hint::Status(StatusHint { id: MessageId::new(AT), status, at: AT.as_millis() });
+        let hint = Hint::Status(StatusHint { id: MessageId::new(AT), status, at: AT.as_millis(), conversation: None });
         let told = Delivery { principal: "acme-bank".to_owned(), hint };
         let codecs = codecs().await;
         let record = delivery(&told, 7, AT, &codecs, Origin::default()).unwrap();

@@ -158,6 +158,11 @@ impl MessageStore for FakeMessages {
         Ok(self.0.lock().get(&id).cloned())
     }
 
+    async fn get_many(&self, ids: &[MessageId]) -> Result<Vec<Option<StoredMessage>>, StoreError> {
+        let messages = self.0.lock();
+        Ok(ids.iter().map(|id| messages.get(id).cloned()).collect())
+    }
+
     async fn sent_by(&self, _: &BusinessId, _: SentQuery, _: Timestamp) -> Result<SentPage, StoreError> {
         unimplemented!("asked by ingest")
     }

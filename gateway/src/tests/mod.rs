@@ -157,6 +157,7 @@ impl World {
             offset: offset as i64,
             prev: Some(prev),
             message: value,
+            in_conversation: false,
         };
         Appended { id: message.id, position, hint: self.hint(&phone().to_string(), Hint::Message(hint)) }
     }

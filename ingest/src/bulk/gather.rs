@@ -12,7 +12,7 @@ use http::StatusCode;
 use super::Submission;
 use super::lines::{Line, Lines, Next};
 use crate::idempotency;
-use crate::submit::{self, Draft, Form, Sender};
+use crate::submit::{self, Draft, Sender};
 
 /// Bytes of lines after which a batch is not added to: it must fit the log's queue with room for others.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -113,7 +113,7 @@ impl Gather {
 
     fn parse(&self, text: &[u8]) -> Result<Draft, Problem> {
         let app = &self.submission.app;
-        submit::parse(text, Form::Line, app.options.json_depth, app.deps.clock.now())
+        submit::parse_line(text, app.options.json_depth, app.deps.clock.now())
     }
 
     fn entry(&self, line: u64, text: &[u8], mut draft: Draft) -> Entry {
@@ -124,7 +124,7 @@ impl Gather {
             let hash = idempotency::hash_of("line of POST /v1/messages/bulk", text.trim_ascii());
             return Entry::Keyed { line, id, draft, key, hash };
         }
-        let sender = Sender { business: business.as_str(), origin };
+        let sender = Sender { from: business.as_str(), origin };
         let taken = Taken::of(id, &draft);
         match sender.record(app, draft, id, Lane::Bulk, now) {
             Ok(record) => Entry::Ready { line, taken, record },

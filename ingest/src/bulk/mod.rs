@@ -107,7 +107,7 @@ async fn claim(app: &App, business: &BusinessId, headers: &HeaderMap) -> Result<
     let length = headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes).unwrap_or_default();
     let hash = idempotency::hash_of("POST /v1/messages/bulk", length);
     let now = app.deps.clock.now();
-    match app.claims.claim(business, key, hash, app.ids.mint(now), now).await? {
+    match app.claims.claim(business.to_string(), key, hash, app.ids.mint(now), now).await? {
         Turn::Produce(held) => Ok(Some(held)),
         Turn::Replay(_) => Err(problems::internal()),
     }

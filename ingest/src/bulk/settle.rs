@@ -110,7 +110,7 @@ impl Settle {
 
     async fn turn(&self, key: String, hash: [u8; 32], id: MessageId) -> Result<Turn, Problem> {
         let Submission { app, business, .. } = &*self.submission;
-        app.claims.claim(business, key, hash, id, app.deps.clock.now()).await
+        app.claims.claim(business.to_string(), key, hash, id, app.deps.clock.now()).await
     }
 
     fn keyed(&self, turn: Turn, draft: Draft, place: usize, wanting: &mut Vec<Wanting>) -> Result<Taken, Problem> {
@@ -123,7 +123,7 @@ impl Settle {
             Turn::Produce(held) => held,
         };
         let (id, taken) = (held.id, Taken::of(held.id, &draft));
-        let sender = Sender { business: business.as_str(), origin };
+        let sender = Sender { from: business.as_str(), origin };
         let record = sender.record(app, draft, id, Lane::Bulk, app.deps.clock.now())?;
         wanting.push(Wanting { place, record, held: Some(held) });
         Ok(taken)

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use eshaar_model::{Lane, MessageId, MessageType, Timestamp};
+use eshaar_model::{ConversationId, Lane, MessageId, MessageType, Principal, Priority, Timestamp};
 use eshaar_schemas::Message;
 use eshaar_service::Problem;
 use eshaar_topics::{AppendError, LogPosition, NewRecord, flow};
 use tokio::time::Instant;
 
-use super::Draft;
+use super::{ChatDraft, Draft};
 use crate::context::Origin;
 use crate::{App, problems};
 
@@ -19,8 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Who sends, in which request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sender<'a> {
-    /// Text of the business's id.
-    pub(crate) business: &'a str,
+    /// Text of the principal.
+    pub(crate) from: &'a str,
     pub(crate) origin: &'a Origin,
 }
 
@@ -42,7 +42,7 @@ impl Sender<'_> {
             id,
             r#type: MessageType::OneWay,
             conversation_id: None,
-            sender: self.business.to_owned(),
+            sender: self.from.to_owned(),
             recipient: draft.to.to_string(),
             content: draft.content.into_string(),
             content_ciphertext: None,
@@ -50,20 +50,60 @@ impl Sender<'_> {
             media: Vec::new(),
             priority: draft.priority,
             created_at: created_at.as_millis(),
-            expires_at: draft.ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis()),
+            expires_at: expires_at(created_at, draft.ttl_s),
             reference: draft.reference,
             collapse_key: draft.collapse_key,
             correlation_id: self.origin.correlation.clone(),
             broadcast_id: None,
         };
-        let record = flow::accepted(&message, lane, &app.deps.codecs, &self.origin.trace)
-            .map_err(|error| problems::encode(&error))?;
+        let record = self.accepted(app, &message, lane)?;
         let taken_at = now.max(id.made_at());
         Ok(match due {
             Some(_) => flow::scheduled(record, taken_at),
             None => NewRecord { timestamp: taken_at, ..record },
         })
     }
+
+    /// The record for a chat message to `to`, in a conversation; of when, as for [`Sender::record`].
+    pub(crate) fn chat_record(
+        &self,
+        app: &App,
+        draft: ChatDraft,
+        id: MessageId,
+        (conversation, to): (ConversationId, &Principal),
+        now: Timestamp,
+    ) -> Result<NewRecord, Problem> {
+        let created_at = id.made_at();
+        let message = Message {
+            id,
+            r#type: MessageType::Chat,
+            conversation_id: Some(conversation.to_string()),
+            sender: self.from.to_owned(),
+            recipient: to.to_string(),
+            content: draft.content.into_string(),
+            content_ciphertext: None,
+            content_key_id: None,
+            media: Vec::new(),
+            priority: Priority::Normal,
+            created_at: created_at.as_millis(),
+            expires_at: expires_at(created_at, draft.ttl_s),
+            reference: draft.reference,
+            collapse_key: draft.collapse_key,
+            correlation_id: self.origin.correlation.clone(),
+            broadcast_id: None,
+        };
+        let record = self.accepted(app, &message, Lane::of(Priority::Normal))?;
+        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+    }
+
+    fn accepted(&self, app: &App, message: &Message, lane: Lane) -> Result<NewRecord, Problem> {
+        flow::accepted(message, lane, &app.deps.codecs, &self.origin.trace).map_err(|error| problems::encode(&error))
+    }
+}
+
+/// When a message of `ttl_s` seconds ends, in milliseconds since the Unix epoch.
+fn expires_at(created_at: Timestamp, ttl_s: Option<u64>) -> Option<i64> {
+    ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis())
 }
 
 /// When the message of this id is sent, where that is later than it was taken in: the same whenever its request is repeated.

@@ -17,20 +17,57 @@ use serde::Deserialize;
 
 pub(crate) use accept::{Sender, append, due};
 pub(crate) use ids::{Ids, LineIds};
-pub(crate) use validate::{BroadcastDraft, Draft};
+pub(crate) use validate::{BroadcastDraft, ChatDraft, Draft, Party, Submission};
 
 use crate::json::{self, Field};
+use crate::problems;
 
 /// Where a submission arrives: a line of a bulk request may have a field more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+enum Form {
     Single,
     Line,
 }
 
 /// Reads and checks one submission, which is made `now`.
-pub(crate) fn parse(bytes: &[u8], form: Form, depth: usize, now: Timestamp) -> Result<Draft, Problem> {
-    validate::validate(json::parse::<raw::Raw<'_>>(bytes, depth)?, form, now)
+pub(crate) fn parse(bytes: &[u8], depth: usize, now: Timestamp) -> Result<Submission, Problem> {
+    validate::validate(json::parse::<raw::Raw<'_>>(bytes, depth)?, Form::Single, now)
+}
+
+/// Reads and checks a line of a bulk request, which is made `now`.
+pub(crate) fn parse_line(bytes: &[u8], depth: usize, now: Timestamp) -> Result<Draft, Problem> {
+    match validate::validate(json::parse::<raw::Raw<'_>>(bytes, depth)?, Form::Line, now)? {
+        Submission::OneWay(draft) => Ok(draft),
+        Submission::Chat(_) => Err(validate::one_way_only()),
+    }
+}
+
+/// Checks a chat message that did not come as JSON of a submission.
+pub(crate) fn chat(message: Typed<'_>, now: Timestamp) -> Result<ChatDraft, Problem> {
+    let text = |text: Option<&str>| text.map_or(Field::Absent, |text| Field::Text(text.to_owned().into()));
+    let raw = raw::Raw {
+        message_type: text(Some("chat")),
+        to: text(message.to),
+        conversation_id: text(message.conversation_id),
+        content: text(Some(message.content)),
+        reference: text(message.reference),
+        media: if message.has_media { Field::Array(1) } else { Field::Absent },
+        ..raw::Raw::default()
+    };
+    match validate::validate(raw, Form::Single, now)? {
+        Submission::Chat(draft) => Ok(draft),
+        Submission::OneWay(_) => Err(problems::internal()),
+    }
+}
+
+/// The fields of a chat message, each of its type already.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Typed<'a> {
+    pub(crate) to: Option<&'a str>,
+    pub(crate) conversation_id: Option<&'a str>,
+    pub(crate) content: &'a str,
+    pub(crate) reference: Option<&'a str>,
+    pub(crate) has_media: bool,
 }
 
 /// Reads and checks a broadcast. Where it lists its recipients, [`recipients`] reads them.

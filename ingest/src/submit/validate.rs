@@ -3,7 +3,10 @@
 use eshaar_model::limits::{
     COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, LISTED_RECIPIENTS, REFERENCE_CHARS, SEND_AHEAD_MS, TTL_SECONDS,
 };
-use eshaar_model::{Content, ContentError, Phone, Priority, Timestamp};
+use eshaar_model::{
+    Content, ContentError, ConversationId, IdError, MessageKindError, MessageType, Phone, Principal, Priority,
+    Timestamp,
+};
 use eshaar_service::Problem;
 
 use super::Form;
@@ -16,6 +19,33 @@ use crate::problems;
 const MOST_RATE: i64 = 1_000_000;
 
 /// A message that can be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Submission {
+    OneWay(Draft),
+    Chat(ChatDraft),
+}
+
+/// Whom a chat message is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Party {
+    /// In the active conversation with them, which is started where there is none.
+    With(Principal),
+    /// The other side of this conversation.
+    Of(ConversationId),
+}
+
+/// A chat message. It has no priority: a conversation has one. Nor is it sent later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChatDraft {
+    pub(crate) party: Party,
+    pub(crate) content: Content,
+    /// Time to live, in seconds.
+    pub(crate) ttl_s: Option<u64>,
+    pub(crate) reference: Option<String>,
+    pub(crate) collapse_key: Option<String>,
+}
+
+/// A one-way message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Draft {
     pub(crate) to: Phone,
@@ -60,7 +90,9 @@ pub(super) fn validate_broadcast(raw: Raw<'_>) -> Result<BroadcastDraft, Problem
     if raw.send_at != Field::Absent {
         return Err(problems::unknown_field("send_at"));
     }
-    available(&raw)?;
+    if kind(&raw)? == MessageType::Chat {
+        return Err(one_way_only());
+    }
     let audience = optional_text("audience", raw.audience)?;
     match (&audience, &raw.to) {
         (Some(_), to) if to.is_none() => {}
@@ -104,7 +136,7 @@ fn rate(field: &Field<'_>) -> Result<Option<u32>, Problem> {
 }
 
 /// Checks a submission; the first thing wrong with it is what is answered.
-pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Draft, Problem> {
+pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Submission, Problem> {
     if let Some(name) = &raw.unknown {
         return Err(problems::unknown_field(name));
     }
@@ -119,7 +151,13 @@ pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Draft
             return Err(problems::unknown_field(name));
         }
     }
-    available(&raw)?;
+    match kind(&raw)? {
+        MessageType::Chat => chat(raw).map(Submission::Chat),
+        MessageType::OneWay => one_way(raw, now).map(Submission::OneWay),
+    }
+}
+
+fn one_way(raw: Raw<'_>, now: Timestamp) -> Result<Draft, Problem> {
     Ok(Draft {
         to: recipient(raw.to)?,
         content: content(raw.content)?,
@@ -132,26 +170,66 @@ pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Draft
     })
 }
 
-/// What the API will take and does not take yet is refused under its own code, not as unknown.
-fn available(raw: &Raw<'_>) -> Result<(), Problem> {
-    let chat = |field| {
-        Err(Problem::field(field, "chat_unavailable", "chat is not available yet; send `type` `one_way` to a phone"))
-    };
-    match &raw.message_type {
-        Field::Absent | Field::Null => {}
-        Field::Text(text) if text == "one_way" => {}
-        Field::Text(text) if text == "chat" => return chat("type"),
+fn chat(raw: Raw<'_>) -> Result<ChatDraft, Problem> {
+    if priority(&raw.priority)? != Priority::Normal {
+        let detail = "a conversation has one priority, `normal`, so that its messages stay in order; leave it out";
+        return Err(Problem::field("priority", "chat_priority", detail));
+    }
+    if !raw.send_at.is_none() {
+        return Err(Problem::field("send_at", "chat_not_scheduled", "a chat message is sent at once; leave it out"));
+    }
+    Ok(ChatDraft {
+        party: party(raw.to, raw.conversation_id)?,
+        content: content(raw.content)?,
+        ttl_s: time_to_live(&raw.ttl_s)?,
+        reference: reference(raw.reference)?,
+        collapse_key: collapse_key(raw.collapse_key)?,
+    })
+}
+
+fn party(to: Field<'_>, conversation: Field<'_>) -> Result<Party, Problem> {
+    match (to.is_none(), conversation.is_none()) {
+        (false, true) => {
+            let principal = text("to", to)?.parse::<Principal>();
+            principal.map(Party::With).map_err(|error| Problem::field("to", "invalid_recipient", error.to_string()))
+        }
+        (true, false) => {
+            let id = text("conversation_id", conversation)?.parse::<ConversationId>();
+            let wrong =
+                |error: IdError| Problem::field("conversation_id", "invalid_conversation_id", error.to_string());
+            id.map(Party::Of).map_err(wrong)
+        }
+        (false, false) => {
+            let detail = "give `to` or `conversation_id`, not both";
+            Err(Problem::field("conversation_id", "two_recipients", detail))
+        }
+        (true, true) => Err(Problem::field("to", "missing_field", "is required where there is no `conversation_id`")),
+    }
+}
+
+/// What is sent in bulk, and as broadcasts, is one_way.
+pub(super) fn one_way_only() -> Problem {
+    Problem::field("type", "one_way_only", "must be `one_way` here; chat messages are sent one by one")
+}
+
+/// The type of a message, which has a conversation if and only if it is chat; and no attachments yet.
+fn kind(raw: &Raw<'_>) -> Result<MessageType, Problem> {
+    let kind = match &raw.message_type {
+        Field::Absent | Field::Null => MessageType::OneWay,
+        Field::Text(text) if text == "one_way" => MessageType::OneWay,
+        Field::Text(text) if text == "chat" => MessageType::Chat,
         Field::Text(text) => {
             let detail = format!("must be `one_way` or `chat`, has {} characters that are neither", chars(text));
             return Err(Problem::field("type", "invalid_type", detail));
         }
         other => return Err(not_text("type", other)),
-    }
-    if !raw.conversation_id.is_none() {
-        return chat("conversation_id");
+    };
+    if kind == MessageType::OneWay && !raw.conversation_id.is_none() {
+        let detail = MessageKindError::OneWayInConversation.to_string();
+        return Err(Problem::field("conversation_id", "one_way_in_conversation", detail));
     }
     match &raw.media {
-        Field::Absent | Field::Null | Field::Array(0) => Ok(()),
+        Field::Absent | Field::Null | Field::Array(0) => Ok(kind),
         Field::Array(_) => {
             Err(Problem::field("media", "media_unavailable", "attachments are not available yet; leave it out"))
         }
@@ -285,7 +363,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::submit::parse;
+    use crate::submit::{parse, parse_line};
 
     fn submission(change: &Value) -> Vec<u8> {
         let mut body = json!({ "to": "+966501234567", "type": "one_way", "content": "hello" });
@@ -299,7 +377,21 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
     fn check(change: &Value) -> Result<Draft, Problem> {
-        parse(&submission(change), Form::Single, 16, NOW)
+        parse(&submission(change), 16, NOW).map(|submission| match submission {
+            Submission::OneWay(draft) => draft,
+            Submission::Chat(_) => panic!("a chat message"),
+        })
+    }
+
+    fn check_chat(change: &Value) -> Result<ChatDraft, Problem> {
+        let mut body = json!({ "type": "chat", "content": "hello" });
+        for (name, value) in change.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        parse(&serde_json::to_vec(&body).unwrap(), 16, NOW).map(|submission| match submission {
+            Submission::Chat(draft) => draft,
+            Submission::OneWay(_) => panic!("a one-way message"),
+        })
     }
 
     fn refusal(change: &Value) -> (String, &'static str) {
@@ -348,10 +440,9 @@ mod tests {
             (json!({ "reference": long(129) }), "reference", "invalid_reference"),
             (json!({ "reference": "a\nb" }), "reference", "invalid_reference"),
             (json!({ "collapse_key": "é".repeat(33) }), "collapse_key", "invalid_collapse_key"),
-            (json!({ "type": "chat" }), "type", "chat_unavailable"),
             (json!({ "type": "sms" }), "type", "invalid_type"),
             (json!({ "type": true }), "type", "wrong_type"),
-            (json!({ "conversation_id": "x" }), "conversation_id", "chat_unavailable"),
+            (json!({ "conversation_id": "x" }), "conversation_id", "one_way_in_conversation"),
             (json!({ "send_at": "2026-01-31T00:00:00.001Z" }), "send_at", "invalid_send_at"),
             (json!({ "send_at": "2026-01-02T00:00:00" }), "send_at", "invalid_send_at"),
             (json!({ "send_at": "2026-01-02" }), "send_at", "invalid_send_at"),
@@ -367,6 +458,42 @@ mod tests {
         for (change, field, code) in cases {
             assert_eq!(refusal(&change), (field.to_owned(), code), "{change}");
         }
+    }
+
+    #[test]
+    fn a_chat_message_is_for_the_other_side_or_for_a_conversation() {
+        let draft = check_chat(&json!({ "to": "+966501234567", "ttl_s": 5, "reference": "r", "media": [] })).unwrap();
+        assert_eq!(draft.party, Party::With("+966501234567".parse().unwrap()));
+        assert_eq!((draft.content.as_str(), draft.ttl_s, draft.reference.as_deref()), ("hello", Some(5), Some("r")));
+        let draft = check_chat(&json!({ "to": "acme", "priority": "normal" })).unwrap();
+        assert_eq!(draft.party, Party::With("acme".parse().unwrap()));
+        let id = ConversationId::new(NOW);
+        assert_eq!(check_chat(&json!({ "conversation_id": id, "to": null })).unwrap().party, Party::Of(id));
+    }
+
+    #[test]
+    fn what_a_chat_message_cannot_have_is_named() {
+        let id = ConversationId::new(NOW).to_string();
+        let cases = [
+            (json!({}), "to", "missing_field"),
+            (json!({ "to": "acme", "conversation_id": id }), "conversation_id", "two_recipients"),
+            (json!({ "to": "No Business" }), "to", "invalid_recipient"),
+            (json!({ "to": "+999123" }), "to", "invalid_recipient"),
+            (json!({ "to": ["acme"] }), "to", "wrong_type"),
+            (json!({ "conversation_id": "x" }), "conversation_id", "invalid_conversation_id"),
+            (json!({ "conversation_id": 7 }), "conversation_id", "wrong_type"),
+            (json!({ "to": "acme", "priority": "high" }), "priority", "chat_priority"),
+            (json!({ "to": "acme", "priority": "urgent" }), "priority", "invalid_priority"),
+            (json!({ "to": "acme", "send_at": "2026-01-02T00:00:00Z" }), "send_at", "chat_not_scheduled"),
+            (json!({ "to": "acme", "content": "" }), "content", "content_empty"),
+            (json!({ "to": "acme", "media": [{ "id": "x" }] }), "media", "media_unavailable"),
+        ];
+        for (change, field, code) in cases {
+            let problem = check_chat(&change).unwrap_err();
+            assert_eq!((problem.field.as_deref(), problem.code), (Some(field), code), "{change}");
+        }
+        let line = submission(&json!({ "type": "chat" }));
+        assert_eq!(parse_line(&line, 16, NOW).unwrap_err().code, "one_way_only");
     }
 
     #[test]
@@ -392,10 +519,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_given_twice_is_named() {
-        let problem = parse(b"{}", Form::Single, 16, NOW).unwrap_err();
+        let problem = parse(b"{}", 16, NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("to"), "missing_field"));
         let twice = br#"{"to": "+966501234567", "content": "a", "content": "b"}"#;
-        let problem = parse(twice, Form::Single, 16, NOW).unwrap_err();
+        let problem = parse(twice, 16, NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("content"), "repeated_field"));
     }
 
@@ -412,22 +539,22 @@ mod tests {
             r#"{"to": "SECRET"#,
             r#"{"to": SECRET}"#,
         ] {
-            let problem = parse(body.as_bytes(), Form::Single, 16, NOW).unwrap_err();
+            let problem = parse(body.as_bytes(), 16, NOW).unwrap_err();
             assert!(!format!("{problem:?}").contains("SECRET"), "{problem:?}");
         }
     }
 
     #[test]
     fn a_name_with_escapes_is_the_field_it_spells() {
-        let draft = parse(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, Form::Single, 16, NOW).unwrap();
+        let draft = parse_line(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, 16, NOW).unwrap();
         assert_eq!(draft.content.as_str(), "a\"b");
     }
 
     #[test]
     fn a_line_may_have_its_own_idempotency_key() {
-        let draft = parse(&submission(&json!({ "idempotency_key": "k-1" })), Form::Line, 16, NOW).unwrap();
+        let draft = parse_line(&submission(&json!({ "idempotency_key": "k-1" })), 16, NOW).unwrap();
         assert_eq!(draft.idempotency_key.as_deref(), Some("k-1"));
-        let problem = parse(&submission(&json!({ "idempotency_key": "a b" })), Form::Line, 16, NOW).unwrap_err();
+        let problem = parse_line(&submission(&json!({ "idempotency_key": "a b" })), 16, NOW).unwrap_err();
         assert_eq!(problem.code, "invalid_idempotency_key");
     }
 }

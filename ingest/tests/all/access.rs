@@ -55,7 +55,7 @@ async fn what_is_for_one_kind_of_caller_is_refused_to_the_other() {
     assert_eq!(fixture.get("/v1/stream", &key).await.problem(403), "phone_only");
     let read = format!("{}/read", PLACES[3].1);
     let answer = fixture.call(request(Method::POST, &read, &key, &[], Body::empty())).await;
-    assert_eq!(answer.problem(403), "phone_only");
+    assert_eq!(answer.problem(403), "permission_missing");
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn every_line_has_its_result_in_order_and_a_bad_one_fails_alone() {
             (Some(1), Some("sent"), None),
             (Some(2), None, Some("json_invalid")),
             (Some(4), None, Some("invalid_phone")),
-            (Some(5), None, Some("chat_unavailable")),
+            (Some(5), None, Some("one_way_only")),
             (Some(6), None, Some("line_too_long")),
             (Some(7), Some("sent"), None),
             (None, None, None),

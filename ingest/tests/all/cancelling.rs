@@ -20,19 +20,6 @@ async fn cancel(fixture: &Fixture, id: &str, credential: &str) -> Answer {
     fixture.call(request(Method::POST, &format!("/v1/messages/{id}/cancel"), credential, &[], Body::empty())).await
 }
 
-/// What the stage archive does: statuses into the store.
-async fn follow(fixture: &Fixture) {
-    let records = fixture.records(Topic::MessageStatus).await;
-    let changes = records.iter().map(|record| fixture.codecs.decode::<StatusChanged>(&record.value).unwrap());
-    let steps = changes.map(|change| Step {
-        id: change.id,
-        status: change.status,
-        at: eshaar_model::Timestamp::from_millis(change.at),
-        reason: change.reason,
-    });
-    fixture.store.messages.reach(steps.collect()).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_message_is_taken_back_for_every_reader_and_its_status_says_so() {
     let fixture = Fixture::new().await;
@@ -53,7 +40,7 @@ async fn a_message_is_taken_back_for_every_reader_and_its_status_says_so() {
     assert_eq!((change.id.to_string(), change.status, change.at), (id.clone(), Status::Cancelled, at.as_millis()));
 
     // Once history has followed, a repeat answers the first time and writes nothing.
-    follow(&fixture).await;
+    fixture.archive().await;
     fixture.clock.advance_millis(5);
     assert_eq!(cancel(&fixture, &id, &key).await.json()["cancelled_at"], at.to_string());
     assert_eq!(fixture.records(Topic::Cancellations).await.len(), 1);

@@ -38,7 +38,7 @@ async fn every_operation_says_who_may_call_it_and_every_problem_it_may_answer() 
             }
         }
     }
-    assert_eq!(operations, 27);
+    assert_eq!(operations, 35);
     assert_eq!(document["components"]["securitySchemes"]["api_key"]["scheme"], "bearer");
 }
 

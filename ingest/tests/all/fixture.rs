@@ -11,12 +11,12 @@ use axum::body::{Body, to_bytes};
 use eshaar_auth::jwt::Issuer;
 use eshaar_auth::{Authenticator, keys};
 use eshaar_ingest::{BulkOptions, Deps, Options, QueueOptions, router};
-use eshaar_model::{Clock, Epoch, Permission, Phone, Principal, Timestamp};
+use eshaar_model::{Clock, ConversationPosition, Epoch, Pair, Permission, Principal, Side, Timestamp};
 use eshaar_presence::limits::{self, Limiter};
 use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
-use eshaar_schemas::{Codecs, Message};
-use eshaar_store::{MessageRow, Store};
+use eshaar_schemas::{Codecs, Message, StatusChanged};
+use eshaar_store::{ChatRow, MessageRow, Step, Store};
 use eshaar_topics::embedded::EmbeddedLog;
 use eshaar_topics::{
     AppendError, Bounds, Cancelled, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
@@ -161,6 +161,7 @@ impl Fixture {
             ("messages.scheduled", "Message"),
             ("message.status", "StatusChanged"),
             ("cancellations", "Cancellation"),
+            ("conversation.events", "ConversationChanged"),
             ("broadcasts.requested", "Broadcast"),
         ];
         let subjects = subjects.map(|(topic, record)| (format!("{topic}-value"), record));
@@ -228,6 +229,11 @@ impl Fixture {
         self.call(request(Method::GET, path, credential, &[], Body::empty())).await
     }
 
+    pub async fn post(&self, path: &str, credential: &str, body: &Value) -> Answer {
+        let json = [("content-type", "application/json")];
+        self.call(request(Method::POST, path, credential, &json, body.to_string())).await
+    }
+
     pub async fn send(&self, credential: &str, body: &Value) -> Answer {
         self.call(submission(credential, &[], body.to_string())).await
     }
@@ -254,12 +260,28 @@ impl Fixture {
         self.codecs.decode(&record.value).unwrap()
     }
 
-    /// What the stage archive does: accepted and scheduled messages into the store.
+    /// What the stage archive does: accepted and scheduled messages, what was said, and statuses into the store.
     pub async fn archive(&self) {
         for topic in [Topic::MessagesScheduled, Topic::MessagesAccepted] {
-            let rows = self.records(topic).await.iter().map(|record| self.row(record)).collect();
+            let rows: Vec<_> = self.records(topic).await.iter().map(|record| self.row(record)).collect();
+            let said: Vec<_> = rows.iter().filter_map(|row| said(row, self.log.epoch())).collect();
             self.store.messages.put(rows).await.unwrap();
+            for row in said {
+                let stored = self.store.messages.get(row.id).await.unwrap().unwrap();
+                if stored.row.accepted.1 == Some(row.position.offset) {
+                    self.store.conversations.append(vec![row]).await.unwrap();
+                }
+            }
         }
+        let changes = self.records(Topic::MessageStatus).await;
+        let changes = changes.iter().map(|record| self.codecs.decode::<StatusChanged>(&record.value).unwrap());
+        let steps = changes.map(|change| Step {
+            id: change.id,
+            status: change.status,
+            at: Timestamp::from_millis(change.at),
+            reason: change.reason,
+        });
+        self.store.messages.reach(steps.collect()).await.unwrap();
     }
 
     fn row(&self, record: &Record) -> MessageRow {
@@ -267,9 +289,9 @@ impl Fixture {
         MessageRow {
             id: message.id,
             message_type: message.r#type,
-            conversation: None,
+            conversation: message.conversation_id.as_ref().map(|id| id.parse().unwrap()),
             sender: message.sender.parse::<Principal>().unwrap(),
-            recipient: Principal::Phone(message.recipient.parse::<Phone>().unwrap()),
+            recipient: message.recipient.parse::<Principal>().unwrap(),
             created_at: Timestamp::from_millis(message.created_at),
             expires_at: message.expires_at.map(Timestamp::from_millis),
             accepted: {
@@ -279,6 +301,20 @@ impl Fixture {
             value: record.value.clone(),
         }
     }
+}
+
+/// The row in its conversation of a message that has one and was accepted.
+fn said(row: &MessageRow, epoch: Epoch) -> Option<ChatRow> {
+    Some(ChatRow {
+        conversation: row.conversation?,
+        pair: Pair::of(&row.sender, &row.recipient).unwrap(),
+        from: if row.sender.business().is_some() { Side::Business } else { Side::Phone },
+        position: ConversationPosition { epoch, offset: row.accepted.1? },
+        id: row.id,
+        at: row.created_at,
+        expires_at: row.expires_at,
+        value: row.value.clone(),
+    })
 }
 
 /// A whole answer.

@@ -5,6 +5,7 @@ mod access;
 mod admin;
 mod bulk;
 mod cancelling;
+mod conversations;
 mod description;
 mod fixture;
 mod idempotency;

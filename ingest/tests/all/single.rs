@@ -106,17 +106,22 @@ async fn property_12_one_way_read_only() {
     let phone = fixture.token(PHONE);
     let sender = fixture.sender().await;
     let id = fixture.send(&sender, &json!({ "to": PHONE, "content": "a" })).await.json()["id"].clone();
-    for body in [
-        json!({ "to": "acme", "content": "reply" }),
-        json!({ "to": PHONE, "content": "reply" }),
-        json!({ "conversation_id": id, "type": "one_way", "content": "reply" }),
-        json!({ "conversation_id": id, "type": "chat", "content": "reply" }),
-        json!({ "in_reply_to": id, "to": "acme", "content": "reply" }),
+    fixture.archive().await;
+    for (body, status, code) in [
+        (json!({ "to": "acme", "content": "reply" }), 400, "invalid_phone"),
+        (json!({ "to": PHONE, "content": "reply" }), 403, "permission_missing"),
+        (json!({ "conversation_id": id, "type": "one_way", "content": "reply" }), 400, "one_way_in_conversation"),
+        (json!({ "conversation_id": id, "type": "chat", "content": "reply" }), 400, "reply_refused"),
+        (json!({ "in_reply_to": id, "to": "acme", "content": "reply" }), 400, "unknown_field"),
     ] {
-        assert_eq!(fixture.send(&phone, &body).await.problem(403), "permission_missing", "{body}");
+        assert_eq!(fixture.send(&phone, &body).await.problem(status), code, "{body}");
     }
+    // Nor does anybody else learn what that id is of.
+    let stranger = fixture.token("+966500000099");
+    let body = json!({ "conversation_id": id, "type": "chat", "content": "reply" });
+    assert_eq!(fixture.send(&stranger, &body).await.problem(404), "conversation_not_found");
     let chat = fixture.key("acme", &[Permission::MessagesSend, Permission::Chat]).await;
     let joined = json!({ "to": PHONE, "type": "one_way", "conversation_id": id, "content": "a" });
-    assert_eq!(fixture.send(&chat, &joined).await.problem(400), "chat_unavailable");
+    assert_eq!(fixture.send(&chat, &joined).await.problem(400), "one_way_in_conversation");
     assert_eq!(fixture.accepted().await.len(), 1);
 }

@@ -9,7 +9,6 @@
 //! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up;
 //! - a row that the store refuses is tried again from the retry topics, and later ones of its phone and lane wait for it.
 
-mod previous;
 mod queue;
 mod window;
 
@@ -36,11 +35,11 @@ use eshaar_topics::{
 };
 use futures_util::future::try_join_all;
 use metrics::counter;
-use parking_lot::Mutex;
 use serde::Deserialize;
 
-use self::previous::Previous;
 use self::window::{Repeat, Window};
+use crate::previous::Previous;
+use crate::whereabouts::Whereabouts;
 use crate::{pause, prioritize};
 
 /// Records that are read at once when a window is read back.
@@ -49,8 +48,8 @@ const READ_BACK: usize = 1_000;
 /// How long the log may take to give the next records of a window that is read back.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often it is asked which gateways live, in milliseconds: more often than they lapse.
-const GATEWAYS_EVERY_MS: i64 = 5_000;
+/// A stream of one lane.
+type OfLane = (Phone, Lane);
 
 /// How messages are carried to their recipients.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -95,29 +94,23 @@ pub struct Route {
     codecs: Codecs,
     clock: Clock,
     options: Options,
-    /// Where hints go while presence does not answer.
-    gateways: Mutex<Gateways>,
-}
-
-/// The gateways that live, as presence last named them.
-#[derive(Default)]
-struct Gateways {
-    slots: Slots,
-    /// When they are asked for again.
-    due: Timestamp,
+    /// Where hints go.
+    whereabouts: Whereabouts,
 }
 
 /// What is remembered of a partition number.
 pub struct Partition {
     number: u32,
     windows: [Window; 4],
-    previous: Previous,
+    previous: Previous<OfLane>,
 }
 
 impl Route {
     /// The stage.
     pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
-        Self { ports, codecs, clock, options, gateways: Mutex::default() }
+        let slots = ports.log.partitions(Topic::Deliveries);
+        let whereabouts = Whereabouts::new(Arc::clone(&ports.presence), clock.clone(), slots);
+        Self { ports, codecs, clock, options, whereabouts }
     }
 }
 
@@ -303,48 +296,15 @@ impl Route {
 
     /// The slots of each phone of the batch that is online.
     async fn online(&self, arrivals: &[Arrival]) -> AHashMap<Phone, Slots> {
-        let mut phones: Vec<Phone> = arrivals.iter().map(|arrival| arrival.row.phone).collect();
-        phones.sort_unstable();
-        phones.dedup();
-        let principals: Vec<Principal> = phones.iter().copied().map(Principal::from).collect();
-        match self.ports.presence.slots_of(&principals).await {
-            Ok(slots) => {
-                self.keep_gateways_known().await;
-                phones.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect()
-            }
-            Err(error) => {
-                tracing::warn!(stage = Self::NAME, %error, "presence does not answer; hints go to every gateway known");
-                let everywhere = self.gateways_known();
-                phones.into_iter().map(|phone| (phone, everywhere.clone())).collect()
-            }
-        }
-    }
-
-    /// Asks from time to time which gateways live.
-    async fn keep_gateways_known(&self) {
-        let now = self.clock.now();
-        {
-            let mut gateways = self.gateways.lock();
-            if now < gateways.due {
-                return;
-            }
-            gateways.due = now.plus_millis(GATEWAYS_EVERY_MS);
-        }
-        if let Ok(nodes) = self.ports.presence.nodes().await {
-            self.gateways.lock().slots = nodes.iter().map(|node| node.slot).collect();
-        }
-    }
-
-    /// The slots of those that were known last; all there can be, where none was.
-    fn gateways_known(&self) -> Slots {
-        let known = self.gateways.lock().slots.clone();
-        if known.is_empty() { (0..self.ports.log.partitions(Topic::Deliveries)).collect() } else { known }
+        let phones = arrivals.iter().map(|arrival| arrival.row.phone.into()).collect();
+        let online = self.whereabouts.of(phones, Self::NAME).await;
+        online.into_iter().filter_map(|(principal, slots)| Some((principal.phone()?, slots))).collect()
     }
 
     /// The hints that follow from what was appended, by place in the batch.
     async fn hints(
         &self,
-        previous: &mut Previous,
+        previous: &mut Previous<OfLane>,
         arrivals: &[Arrival],
         online: &AHashMap<Phone, Slots>,
         batch: &[Received],
@@ -384,11 +344,11 @@ impl Route {
     /// A stream that is not there could not be looked up: its hint says that it does not know.
     async fn look_up(
         &self,
-        previous: &Previous,
+        previous: &Previous<OfLane>,
         arrivals: &[Arrival],
         online: &AHashMap<Phone, Slots>,
-    ) -> AHashMap<previous::Stream, i64> {
-        let mut wanted: AHashMap<previous::Stream, StreamPosition> = AHashMap::new();
+    ) -> AHashMap<OfLane, i64> {
+        let mut wanted: AHashMap<OfLane, StreamPosition> = AHashMap::new();
         for row in arrivals.iter().map(|arrival| &arrival.row).filter(|row| online.contains_key(&row.phone)) {
             let stream = (row.phone, row.position.lane);
             if previous.before(stream, row.position.offset).is_none() {
@@ -428,6 +388,7 @@ impl Route {
             offset: row.position.offset as i64,
             prev,
             message: row.value.clone(),
+            in_conversation: false,
         };
         let value = self.codecs.encode(&Delivery { principal: principal.clone(), hint: Hint::Message(hint) })?;
         let origin = flow::Origin::of(&record.headers);

@@ -9,6 +9,7 @@ use eshaar_service::TraceContext;
 use eshaar_store::{StreamPage, StreamStore};
 use eshaar_topics::partitioner::partition_of;
 use eshaar_topics::redrive::Redriven;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 

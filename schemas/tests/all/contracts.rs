@@ -12,8 +12,8 @@ use eshaar_model::{MessageId, MessageType, Priority, Status};
 use eshaar_schemas::records::CONTRACTS;
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{
-    Broadcast, Cancellation, Codecs, Contract, DeadLetter, DecodeError, Delivery, Hint, Media, Message, MessageHint,
-    Registry, RegistryError, StatusChanged, StatusHint, schema_id,
+    Broadcast, Cancellation, Change, Codecs, Contract, ConversationChanged, ConversationHint, DeadLetter, DecodeError,
+    Delivery, Hint, Media, Message, MessageHint, Registry, RegistryError, StatusChanged, StatusHint, schema_id,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,7 @@ impl AsValue for Delivery {
                     ("offset", Value::Long(hint.offset)),
                     ("prev", optional(hint.prev.map(Value::Long))),
                     ("message", Value::Bytes(hint.message.to_vec())),
+                    ("in_conversation", Value::Boolean(hint.in_conversation)),
                 ])),
             ),
             Hint::Status(hint) => Value::Union(
@@ -149,10 +150,29 @@ impl AsValue for Delivery {
                     ("id", uuid(hint.id)),
                     ("status", text(&hint.status)),
                     ("at", Value::TimestampMillis(hint.at)),
+                    ("conversation", optional(hint.conversation.as_ref().map(conversation_hint))),
                 ])),
             ),
         };
         record([("principal", text(&self.principal)), ("hint", hint)])
+    }
+}
+
+fn conversation_hint(hint: &ConversationHint) -> Value {
+    record([("with", text(&hint.with)), ("by", text(&hint.by)), ("up_to", optional_text(hint.up_to.as_ref()))])
+}
+
+impl AsValue for ConversationChanged {
+    fn as_value(&self) -> Value {
+        record([
+            ("id", Value::Uuid(self.id.into())),
+            ("change", Value::Enum(self.change as u32, self.change.as_str().to_owned())),
+            ("at", Value::TimestampMillis(self.at)),
+            ("business", text(&self.business)),
+            ("phone", text(&self.phone)),
+            ("by", text(&self.by)),
+            ("up_to", optional_text(self.up_to.as_ref())),
+        ])
     }
 }
 
@@ -240,18 +260,29 @@ fn holds_together<T: AsValue>(codecs: &Codecs, ours: &T) {
     assert_eq!(codecs.decode::<T>(&framed).unwrap(), *ours, "{} written by theirs", T::NAME);
 }
 
-fn deliveries() -> [Delivery; 3] {
-    let hint = |prev| {
+fn deliveries() -> [Delivery; 5] {
+    let hint = |prev, in_conversation| {
         Hint::Message(MessageHint {
             epoch: 1,
             lane: 3,
             offset: 1 << 40,
             prev,
             message: Bytes::from_static(&[0, 9, 255]),
+            in_conversation,
         })
     };
-    let status = Hint::Status(StatusHint { id: id(), status: "read".into(), at: 1_760_000_000_999 });
-    [hint(Some(-1)), hint(None), status].map(|hint| Delivery { principal: "+966500000001".into(), hint })
+    let status = |conversation| {
+        Hint::Status(StatusHint { id: id(), status: "read".into(), at: 1_760_000_000_999, conversation })
+    };
+    let about = |up_to| Some(ConversationHint { with: "bank".into(), by: "+966500000001".into(), up_to });
+    let hints = [
+        hint(Some(-1), false),
+        hint(None, true),
+        status(None),
+        status(about(None)),
+        status(about(Some("AQAH".into()))),
+    ];
+    hints.map(|hint| Delivery { principal: "+966500000001".into(), hint })
 }
 
 fn broadcast(priority: Priority) -> Broadcast {
@@ -324,17 +355,30 @@ async fn every_field_and_symbol_is_read_alike_by_an_independent_implementation()
         holds_together(&codecs, &bare);
     }
     holds_together(&codecs, &Cancellation { id: id(), sender: "bank".into(), at: 1_760_000_000_000 });
+    for change in [Change::Created, Change::TakenUp, Change::Archived, Change::Closed, Change::Read] {
+        let up_to = (change == Change::Read).then(|| "AQAH".to_owned());
+        let (business, phone) = ("bank".to_owned(), "+966500000001".to_owned());
+        let id = id().to_string().parse().unwrap();
+        holds_together(&codecs, &ConversationChanged { id, change, at: 5, by: phone.clone(), business, phone, up_to });
+    }
 }
 
 #[test]
 fn every_symbol_of_the_schemas_is_covered_above() {
     let count = |json: &str| json.matches("\"symbols\"").count();
-    assert_eq!(CONTRACTS.iter().map(|(_, json)| count(json)).sum::<usize>(), 4, "type, priority (twice) and status");
+    assert_eq!(
+        CONTRACTS.iter().map(|(_, json)| count(json)).sum::<usize>(),
+        5,
+        "type, priority (twice), status and change"
+    );
     let Value::Record(_) = full_message().as_value() else { panic!("a record") };
     assert!(Message::SCHEMA.contains(r#""symbols": ["one_way", "chat"]"#));
     assert!(Message::SCHEMA.contains(r#""symbols": ["high", "normal", "low"]"#));
     let statuses = Status::ALL.map(|status| format!("\"{status}\"")).join(", ");
     assert!(StatusChanged::SCHEMA.contains(&format!(r#""symbols": [{statuses}]"#)));
+    assert!(
+        ConversationChanged::SCHEMA.contains(r#""symbols": ["created", "taken_up", "archived", "closed", "read"]"#)
+    );
 }
 
 #[tokio::test]

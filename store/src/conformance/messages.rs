@@ -9,6 +9,7 @@ use crate::{MessageRow, SentQuery, Step, StoreError, StoredMessage};
 super::checks! {
     /// Every check of the message port.
     a_message_comes_back_as_it_was_written,
+    many_come_back_in_the_places_of_their_ids,
     the_same_id_again_changes_nothing,
     a_step_may_come_before_its_message,
     of_a_step_the_earliest_time_stands,
@@ -71,6 +72,21 @@ async fn a_message_comes_back_as_it_was_written(subject: &Subject) -> Result<(),
         assert_eq!((read.row, read.failure_reason), (written, None));
     }
     assert_eq!(subject.store.messages.get(MessageId::new(start())).await?, None);
+    Ok(())
+}
+
+async fn many_come_back_in_the_places_of_their_ids(subject: &Subject) -> Result<(), StoreError> {
+    let rows: Vec<_> = (0..130).map(|number| message(subject, number, number as i64)).collect();
+    subject.store.messages.put(rows.clone()).await?;
+    let unknown = MessageId::new(start());
+    let mut wanted: Vec<_> = rows.iter().rev().map(|row| row.id).collect();
+    wanted.insert(70, unknown);
+    wanted.push(rows[5].id);
+    let found = subject.store.messages.get_many(&wanted).await?;
+    let found: Vec<_> = found.iter().map(|found| found.as_ref().map(|stored| stored.row.id)).collect();
+    let expected: Vec<_> = wanted.iter().map(|id| (*id != unknown).then_some(*id)).collect();
+    assert_eq!(found, expected);
+    assert_eq!(subject.store.messages.get_many(&[]).await?, []);
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! two records of one message the first in the log, of two times of a step the earliest. A step may come before its
 //! message: it is a row without a `type`, which nobody is shown.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{BusinessId, ConversationId, MessageId, MessageType, Principal, Status, StatusSteps, Timestamp};
@@ -42,6 +44,14 @@ impl MessageStore for Cql {
         let call = self.call("get_message")?;
         let rows = call.read(&call.statements().message, (Uuid::from(id),)).await?;
         Ok(call.rows(&rows, stored_message)?.into_iter().flatten().next())
+    }
+
+    async fn get_many(&self, ids: &[MessageId]) -> Result<Vec<Option<StoredMessage>>, StoreError> {
+        let call = self.call("get_messages")?;
+        let uuids: Vec<_> = ids.iter().map(|id| Uuid::from(*id)).collect();
+        let found = messages_of(&call, &uuids).await?;
+        let found: HashMap<_, _> = found.into_iter().map(|stored| (stored.row.id, stored)).collect();
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
     async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError> {

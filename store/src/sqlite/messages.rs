@@ -27,6 +27,11 @@ impl MessageStore for Sqlite {
         self.query(Operation::new("get_message"), move |db| get(db, id)).await
     }
 
+    async fn get_many(&self, ids: &[MessageId]) -> Result<Vec<Option<StoredMessage>>, StoreError> {
+        let ids = ids.to_vec();
+        self.query(Operation::new("get_messages"), move |db| ids.iter().map(|id| get(db, *id)).collect()).await
+    }
+
     async fn sent_by(&self, business: &BusinessId, query: SentQuery, now: Timestamp) -> Result<SentPage, StoreError> {
         let business = business.clone();
         self.query(Operation::new("list_sent"), move |db| sent_by(db, &business, &query, now)).await

@@ -22,6 +22,7 @@ PREFIX = "eshaar."
 PUBLIC = {
     "messages.accepted": "Message",
     "cancellations": "Cancellation",
+    "conversation.events": "ConversationChanged",
     "message.status": "StatusChanged",
     "dead-letters": "DeadLetter",
 }

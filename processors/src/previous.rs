@@ -1,36 +1,34 @@
-//! The offset of the last message of each phone in each lane, for the `prev` of a hint. Bounded: what is forgotten is looked
-//! up in the stream again.
+//! The offset of the last message of each stream, or conversation, for the `prev` of a hint. Bounded: what is forgotten is
+//! looked up again.
 //!
-//! An entry must never be behind the stream: a `prev` that leaves a message out would have a session leave it out too. So
-//! every row that is appended moves the entry of its phone on, if there is one, whether or not the phone is online.
+//! An entry must never be behind what was written: a `prev` that leaves a message out would have a client leave it out too.
+//! So every row that is appended moves the entry of its stream on, if there is one, whether or not anybody is online.
+
+use std::hash::Hash;
 
 use ahash::AHashMap;
-use eshaar_model::{Lane, Phone};
-
-/// A stream of one lane.
-pub(super) type Stream = (Phone, Lane);
 
 /// Two generations: when the young one is full it becomes the old one, and the old one is forgotten.
 #[derive(Debug)]
-pub(super) struct Previous {
+pub struct Previous<S> {
     most: usize,
-    young: AHashMap<Stream, u64>,
-    old: AHashMap<Stream, u64>,
+    young: AHashMap<S, u64>,
+    old: AHashMap<S, u64>,
 }
 
-impl Previous {
+impl<S: Copy + Eq + Hash> Previous<S> {
     /// Remembers about `most` streams.
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { most: most.max(2), young: AHashMap::new(), old: AHashMap::new() }
     }
 
     /// The last offset before `offset`, where it is known.
-    pub(super) fn before(&self, stream: Stream, offset: u64) -> Option<u64> {
+    pub(crate) fn before(&self, stream: S, offset: u64) -> Option<u64> {
         self.last(stream).filter(|last| *last < offset)
     }
 
     /// `offset` was appended. A stream that is not `wanted` is not taken up, only kept right.
-    pub(super) fn appended(&mut self, stream: Stream, offset: u64, wanted: bool) {
+    pub(crate) fn appended(&mut self, stream: S, offset: u64, wanted: bool) {
         let known = self.last(stream);
         if known.is_none() && !wanted {
             return;
@@ -41,7 +39,7 @@ impl Previous {
         self.young.insert(stream, known.map_or(offset, |last| last.max(offset)));
     }
 
-    fn last(&self, stream: Stream) -> Option<u64> {
+    fn last(&self, stream: S) -> Option<u64> {
         self.young.get(&stream).or_else(|| self.old.get(&stream)).copied()
     }
 }
@@ -49,9 +47,11 @@ impl Previous {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use eshaar_model::{Lane, Phone};
+
     use super::*;
 
-    fn stream(number: u64) -> Stream {
+    fn stream(number: u64) -> (Phone, Lane) {
         (Phone::from_digits(966_500_000_000 + number).unwrap(), Lane::Normal)
     }
 

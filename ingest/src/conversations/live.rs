@@ -1,0 +1,122 @@
+//! What gateways ask of conversations for their sessions: the same as over HTTP, without HTTP.
+
+use eshaar_auth::Identity;
+use eshaar_model::limits::IDEMPOTENCY_KEY_CHARS;
+use eshaar_model::{ConversationId, ConversationPosition, MessageId, Pair, Permission, Timestamp};
+use eshaar_service::Problem;
+
+use super::sending::{self, Outgoing};
+use super::{access, reading};
+use crate::caller::allowed;
+use crate::context::Origin;
+use crate::idempotency::{self, Turn};
+use crate::submit::{self, Typed};
+use crate::{App, Deps, Options, problems};
+
+/// Stands before a client's reference among the keys of idempotency: those of HTTP have no space.
+const KEYS: &str = "ws ";
+
+/// A chat message as a session's client sends it. Exactly one of `to` and `conversation_id` is to be given.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveMessage<'a> {
+    /// Made by the client for this message: sent again, it is the same message.
+    pub reference: &'a str,
+    /// The other side: a phone, or a business id.
+    pub to: Option<&'a str>,
+    /// A conversation of theirs.
+    pub conversation_id: Option<&'a str>,
+    /// What is said.
+    pub content: &'a str,
+    /// The sender's own reference, shown with the message.
+    pub own_reference: Option<&'a str>,
+    /// Whether files are attached.
+    pub has_media: bool,
+}
+
+/// A message that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveSent {
+    /// The message.
+    pub id: MessageId,
+    /// Where it was sent.
+    pub conversation: ConversationId,
+    /// Whether it had been accepted before.
+    pub replayed: bool,
+}
+
+impl LiveSent {
+    /// When it was accepted.
+    pub fn sent_at(&self) -> Timestamp {
+        self.id.made_at()
+    }
+}
+
+/// Conversations, for sessions.
+#[derive(Clone)]
+pub struct Live(App);
+
+impl Live {
+    /// On what the API rests on, with its options.
+    pub fn new(deps: Deps, options: Options) -> Self {
+        Self(App::new(deps, options))
+    }
+
+    /// Accepts a message: it is in the log when this returns. However often it is sent under its reference, it is one.
+    pub async fn send(&self, by: &Identity, message: LiveMessage<'_>) -> Result<LiveSent, Problem> {
+        let app = &self.0;
+        let who = allowed(by, &[Permission::Chat])?;
+        if !idempotency::is_key(message.reference) {
+            return Err(problems::invalid_reference(IDEMPOTENCY_KEY_CHARS));
+        }
+        let LiveMessage { to, conversation_id, content, has_media, .. } = message;
+        let typed = Typed { to, conversation_id, content, reference: message.own_reference, has_media };
+        let now = app.deps.clock.now();
+        let draft = submit::chat(typed, now)?;
+        let body = serde_json::to_vec(&(to, conversation_id, content, message.own_reference));
+        let hash = idempotency::hash_of("send over a WebSocket", &body.map_err(|_| problems::internal())?);
+        let key = format!("{KEYS}{}", message.reference);
+        let held = match app.claims.claim(who.to_string(), key, hash, app.ids.mint(now), now).await? {
+            Turn::Replay(answer) => return replayed(&answer),
+            Turn::Produce(held) => held,
+        };
+        if let Some(refusal) = app.admission.one(by).await.refusal {
+            return Err(refusal);
+        }
+        let outgoing = Outgoing { draft, id: held.id, repeat: held.repeat };
+        let placed = sending::send(app, who, &Origin::new(), outgoing).await?;
+        let sent = LiveSent { id: held.id, conversation: placed.conversation, replayed: held.repeat };
+        app.claims.answered(&held, answer(&sent).into()).await;
+        Ok(sent)
+    }
+
+    /// Marks what the other side said as read, up to a position.
+    pub async fn read(
+        &self,
+        by: &Identity,
+        conversation: ConversationId,
+        up_to: ConversationPosition,
+    ) -> Result<(), Problem> {
+        let who = allowed(by, &[Permission::Chat])?;
+        let ours = access::find(&self.0, who, conversation).await?;
+        reading::read_up_to(&self.0, by, &Origin::new(), &ours, Some(up_to)).await
+    }
+
+    /// The two of a conversation that `by` is one of.
+    pub async fn pair(&self, by: &Identity, conversation: ConversationId) -> Result<Pair, Problem> {
+        let who = allowed(by, &[Permission::Chat, Permission::ConversationsManage])?;
+        access::find(&self.0, who, conversation).await.map(|ours| ours.conversation.pair)
+    }
+}
+
+/// What is kept of a message for repeats: its id, and its conversation's.
+fn answer(sent: &LiveSent) -> Vec<u8> {
+    [sent.id.as_bytes().as_slice(), sent.conversation.as_bytes()].concat()
+}
+
+fn replayed(answer: &[u8]) -> Result<LiveSent, Problem> {
+    let ids = answer.split_at_checked(16).and_then(|(id, conversation)| {
+        Some((MessageId::from_bytes(id).ok()?, ConversationId::from_bytes(conversation).ok()?))
+    });
+    let (id, conversation) = ids.ok_or_else(problems::internal)?;
+    Ok(LiveSent { id, conversation, replayed: true })
+}

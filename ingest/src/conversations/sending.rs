@@ -1,0 +1,78 @@
+//! A chat message: into a conversation, or into the active one with somebody, which is started where there is none.
+
+use eshaar_model::{Conversation, ConversationId, Lane, MessageId, Pair, Principal, Priority};
+use eshaar_service::{Problem, metrics as names};
+use eshaar_store::How;
+
+use super::access::{self, Ours};
+use super::events::{self, Doing};
+use crate::context::Origin;
+use crate::submit::{self, ChatDraft, Party, Sender};
+use crate::{App, problems};
+
+/// Where a message went.
+pub(crate) struct Placed {
+    pub(crate) conversation: ConversationId,
+    pub(crate) to: Principal,
+}
+
+/// A message that is to be sent.
+pub(crate) struct Outgoing {
+    pub(crate) draft: ChatDraft,
+    pub(crate) id: MessageId,
+    /// Whether it may have been sent before, under this id.
+    pub(crate) repeat: bool,
+}
+
+/// Sends a message from `who`.
+pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: Outgoing) -> Result<Placed, Problem> {
+    let Outgoing { draft, id, repeat } = message;
+    // The conversation that it was sent in may have been closed since, and another one started.
+    if repeat && let Some(placed) = placed_before(app, id).await? {
+        return Ok(placed);
+    }
+    let now = app.deps.clock.now();
+    let mut records = Vec::with_capacity(2);
+    let conversation = match &draft.party {
+        Party::Of(conversation) => open(app, who, *conversation).await?,
+        Party::With(other) => {
+            let pair = Pair::of(who, other).map_err(|error| problems::invalid_pair("to", &error))?;
+            let started = start(app, &pair).await?;
+            records.extend(events::started(app, &started, Doing { by: who, at: now, origin })?);
+            started.conversation
+        }
+    };
+    let side = conversation.pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
+    let to = conversation.pair.principal(side.other());
+    let from = who.to_string();
+    records.push(Sender { from: &from, origin }.chat_record(app, draft, id, (conversation.id, &to), now)?);
+    submit::append(app, records).await?;
+    metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::of(Priority::Normal).as_str()).increment(1);
+    Ok(Placed { conversation: conversation.id, to })
+}
+
+/// The active conversation of a pair.
+pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Started, Problem> {
+    let started = app.deps.store.conversations.start(pair).await.map_err(|error| problems::store(&error))?;
+    if started.how != How::Found {
+        metrics::counter!(names::CONVERSATIONS_STARTED).increment(1);
+    }
+    Ok(started)
+}
+
+/// A conversation that `who` may send in.
+async fn open(app: &App, who: &Principal, id: ConversationId) -> Result<Conversation, Problem> {
+    let Ours { conversation, .. } = match access::find(app, who, id).await {
+        Err(problem) if problem.code == problems::conversation_not_found().code => {
+            return Err(access::not_found(app, who, id).await);
+        }
+        found => found?,
+    };
+    conversation.may_send(who).map(|_| ()).map_err(|_| problems::conversation_closed())?;
+    Ok(conversation)
+}
+
+async fn placed_before(app: &App, id: MessageId) -> Result<Option<Placed>, Problem> {
+    let stored = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
+    Ok(stored.and_then(|stored| Some(Placed { conversation: stored.row.conversation?, to: stored.row.recipient })))
+}
