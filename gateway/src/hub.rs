@@ -1,6 +1,7 @@
 //! Who is connected to this gateway: the half of each session that others reach it by, found by principal.
 //!
-//! A hint goes into its session's inbox, a small bounded one; a session whose inbox overflows reads its stream instead.
+//! A hint goes into its session's inbox, a small bounded one; a session whose inbox overflows reads its stream instead, or,
+//! of what is in no stream, tells its client that something is missing.
 //! Nothing here waits for a session.
 
 use std::collections::hash_map::Entry;
@@ -15,13 +16,14 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::close::Close;
-use crate::message::Ready;
+use crate::message::{Ready, Said};
+use crate::typing::Typing;
 
 /// A power of two. The timer goes through them one after the other.
 pub(crate) const SHARDS: usize = 64;
 
-/// What a business's session may fall behind: statuses have no stream to be read from, so more of them wait.
-const STATUS_HINTS: usize = 1_024;
+/// Hints of what is in no stream that wait for one session at most: past it something is missing, so it is more.
+const FRAMES: usize = 1_024;
 
 /// Tenths of a second since the gateway started.
 pub(crate) type Ticks = u32;
@@ -39,16 +41,33 @@ const CLOSE_SHIFT: u32 = 16;
 /// What a session is told by others.
 #[derive(Clone, Debug)]
 pub(crate) enum Hint {
+    /// A message in the principal's stream.
     Message(Arc<Ready>),
-    /// The whole JSON of a status frame.
-    Status(Bytes),
+    /// A message in a conversation of the principal, that is in no stream of theirs.
+    Said(Arc<Said>),
+    /// The whole JSON of a frame.
+    Frame(About, Bytes),
+    /// Somebody types.
+    Typing(Arc<Typing>),
+}
+
+/// What a frame that is handed on whole is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum About {
+    /// A message that the principal sent.
+    Message,
+    /// A conversation of the principal.
+    Conversation,
 }
 
 /// What waits for a session.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     pub(crate) hints: Vec<Hint>,
+    /// A message of the stream found no room.
     pub(crate) overflowed: bool,
+    /// Something else, that is in no stream, found no room.
+    pub(crate) missed: bool,
 }
 
 /// What others want a session to do.
@@ -161,17 +180,21 @@ impl Handle {
         std::mem::take(&mut *self.inbox.lock())
     }
 
-    /// Puts a hint into the inbox, which holds at most `capacity` of messages.
+    /// Puts a hint into the inbox, which holds at most `capacity` of messages of a stream.
     pub(crate) fn deliver(&self, hint: Hint, capacity: usize) {
         if !self.is_live() {
             return;
         }
-        let capacity = if matches!(hint, Hint::Message(_)) { capacity } else { STATUS_HINTS };
+        let is_of_stream = matches!(hint, Hint::Message(_));
+        let capacity = if is_of_stream { capacity } else { FRAMES };
         let mut inbox = self.inbox.lock();
         if inbox.hints.len() < capacity {
             inbox.hints.push(hint);
-        } else {
+        } else if is_of_stream {
             inbox.overflowed = true;
+        } else {
+            // That somebody types is worth no more than this.
+            inbox.missed |= !matches!(hint, Hint::Typing(_));
         }
         drop(inbox);
         self.wake();
@@ -335,15 +358,15 @@ mod tests {
     fn an_inbox_is_bounded_and_says_when_it_overflowed() {
         let hub = Hub::new();
         let handle = hub.enter(acme(), None, 0, 3).unwrap();
-        let hint = || Hint::Status(Bytes::from_static(b"{}"));
+        let hint = || Hint::Frame(About::Message, Bytes::from_static(b"{}"));
         handle.deliver(hint(), 2);
         assert!(handle.take_inbox().hints.is_empty(), "it has not said hello");
         handle.go_live();
-        for _ in 0..STATUS_HINTS + 5 {
+        for _ in 0..FRAMES + 5 {
             handle.deliver(hint(), 2);
         }
         let inbox = handle.take_inbox();
-        assert_eq!((inbox.hints.len(), inbox.overflowed), (STATUS_HINTS, true));
+        assert_eq!((inbox.hints.len(), inbox.overflowed, inbox.missed), (FRAMES, false, true));
         assert!(!handle.take_inbox().overflowed);
     }
 

@@ -2,10 +2,13 @@
 //! and what waits, and takes their acknowledgements.
 //!
 //! Reads `deliveries` (its own slot) and the history store; writes `message.status`, acknowledged positions and presence.
-//! It never writes history. Files in the order of a connection's life: `accept` → `session` (over `socket`, `wire`,
-//! `protocol`) ← `hub` ← `slot`; `receipts` takes what clients acknowledge; `timer` ends what goes on for too long.
+//! It never writes history, and accepts no message itself: what clients send goes through the port [`Conversations`]. Files
+//! in the order of a connection's life: `accept` → `session` (over `socket`, `wire`, `protocol`; `chat` where it talks) ←
+//! `hub` ← `slot`; `receipts` takes what clients acknowledge; `typing` goes from gateway to gateway; `timer` ends what goes
+//! on for too long.
 
 mod accept;
+mod chat;
 mod close;
 mod hub;
 mod message;
@@ -20,6 +23,7 @@ mod socket;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod timer;
+mod typing;
 mod wire;
 
 use std::sync::Arc;
@@ -36,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use accept::SUBPROTOCOL;
+pub use chat::{Conversations, NewMessage, Sent};
 pub use close::Close;
 pub use options::Options;
 
@@ -52,6 +57,8 @@ pub struct Deps {
     pub store: Store,
     /// Where sessions are entered.
     pub presence: Arc<dyn Presence>,
+    /// Takes what clients send and read in conversations.
+    pub conversations: Arc<dyn Conversations>,
     /// Checks credentials.
     pub auth: Authenticator,
     /// What was taken back: it is not sent.
@@ -89,6 +96,7 @@ impl Gateway {
             streams: deps.store.streams,
             messages: deps.store.messages,
             presence: deps.presence,
+            conversations: deps.conversations,
             credentials: Arc::new(deps.auth),
             cancelled: deps.cancelled,
             clock: deps.clock,

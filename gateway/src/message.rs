@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, Cursor, MessageId, StreamPosition, Timestamp};
+use eshaar_model::{BroadcastId, ConversationPosition, Cursor, MessageId, Principal, StreamPosition, Timestamp};
 use eshaar_schemas::{Codecs, Contract, DecodeError, Media, Message};
 use eshaar_topics::flow;
 use serde::Serialize;
@@ -38,12 +38,34 @@ pub(crate) struct Ready {
     body: Box<[u8]>,
 }
 
-/// The fields of a message frame behind `op` and `cursor`.
+/// A message in a conversation that is ready to be sent to those who have no stream that it is in: agents of a business,
+/// and other devices of the phone that sent it.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) expires_at: Option<Timestamp>,
+    pub(crate) subject: Arc<Subject>,
+    /// Whom it is for; `None` where that is nobody that there can be.
+    pub(crate) to: Option<Principal>,
+    /// The whole frame.
+    json: Box<[u8]>,
+}
+
+/// What is known of the message before another in its conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Follows {
+    Unknown,
+    Nothing,
+    At(ConversationPosition),
+}
+
+/// The fields of a message frame behind `op` and its place.
 #[derive(Serialize)]
 struct Body<'a> {
     id: MessageId,
     r#type: eshaar_model::MessageType,
     from: &'a str,
+    to: &'a str,
     conversation_id: Option<&'a str>,
     content: &'a str,
     media: &'a [Media],
@@ -53,50 +75,103 @@ struct Body<'a> {
     collapse_key: Option<&'a str>,
 }
 
-impl Ready {
-    pub(crate) fn new(message: Message, position: StreamPosition, before: Before) -> Self {
-        let accepted_at = Timestamp::from_millis(message.created_at);
-        let body = Body {
+impl<'a> Body<'a> {
+    fn of(message: &'a Message) -> Self {
+        Self {
             id: message.id,
             r#type: message.r#type,
             from: &message.sender,
+            to: &message.recipient,
             conversation_id: message.conversation_id.as_deref(),
             content: &message.content,
             media: &message.media,
             priority: message.priority,
-            sent_at: accepted_at,
+            sent_at: Timestamp::from_millis(message.created_at),
             reference: message.reference.as_deref(),
             collapse_key: message.collapse_key.as_deref(),
-        };
-        let mut bytes = Vec::with_capacity(message.content.len() + 320);
-        // Writing plain types to memory cannot fail.
-        let _ = serde_json::to_writer(&mut bytes, &body);
+        }
+    }
+
+    /// Appends the JSON of its fields: all but the opening brace.
+    fn render(&self, bytes: &mut Vec<u8>) {
+        let at = bytes.len();
+        // Writing plain types to memory cannot fail. What comes first of an object is its brace.
+        let _ = serde_json::to_writer(&mut *bytes, self);
+        bytes.remove(at);
+    }
+}
+
+impl Subject {
+    fn of(message: Message) -> Self {
+        Self {
+            broadcast: flow::broadcast_of(&message),
+            id: message.id,
+            sender: message.sender,
+            conversation: message.conversation_id,
+            correlation: message.correlation_id,
+        }
+    }
+}
+
+fn has_expired(expires_at: Option<Timestamp>, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| at <= now)
+}
+
+impl Ready {
+    pub(crate) fn new(message: Message, position: StreamPosition, before: Before) -> Self {
+        let mut body = Vec::with_capacity(message.content.len() + 320);
+        Body::of(&message).render(&mut body);
         Self {
             position,
             before,
-            accepted_at,
+            accepted_at: Timestamp::from_millis(message.created_at),
             expires_at: message.expires_at.map(Timestamp::from_millis),
-            subject: Arc::new(Subject {
-                broadcast: flow::broadcast_of(&message),
-                id: message.id,
-                sender: message.sender,
-                conversation: message.conversation_id,
-                correlation: message.correlation_id,
-            }),
-            body: bytes.into_boxed_slice(),
+            subject: Arc::new(Subject::of(message)),
+            body: body.into_boxed_slice(),
         }
     }
 
     pub(crate) fn expired(&self, now: Timestamp) -> bool {
-        self.expires_at.is_some_and(|at| at <= now)
+        has_expired(self.expires_at, now)
     }
 
     /// Appends the frame's JSON.
     pub(crate) fn render(&self, cursor: Cursor, bytes: &mut Vec<u8>) {
         use std::io::Write as _;
-        // Writing to memory cannot fail. The body is an object: its brace gives way to what stands before it.
+        // Writing to memory cannot fail.
         let _ = write!(bytes, r#"{{"op":"message","cursor":"{cursor}","#);
-        bytes.extend_from_slice(self.body.get(1..).unwrap_or_default());
+        bytes.extend_from_slice(&self.body);
+    }
+}
+
+impl Said {
+    pub(crate) fn new(message: Message, position: ConversationPosition, follows: Follows) -> Self {
+        use std::io::Write as _;
+        let mut json = Vec::with_capacity(message.content.len() + 400);
+        // Writing to memory cannot fail.
+        let _ = write!(json, r#"{{"op":"message","position":"{position}","#);
+        let _ = match follows {
+            Follows::Unknown => Ok(()),
+            Follows::Nothing => write!(json, r#""previous":null,"#),
+            Follows::At(previous) => write!(json, r#""previous":"{previous}","#),
+        };
+        Body::of(&message).render(&mut json);
+        Self {
+            accepted_at: Timestamp::from_millis(message.created_at),
+            expires_at: message.expires_at.map(Timestamp::from_millis),
+            to: message.recipient.parse().ok(),
+            subject: Arc::new(Subject::of(message)),
+            json: json.into_boxed_slice(),
+        }
+    }
+
+    pub(crate) fn expired(&self, now: Timestamp) -> bool {
+        has_expired(self.expires_at, now)
+    }
+
+    /// Appends the frame's JSON.
+    pub(crate) fn render(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.json);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use eshaar_model::{ConversationId, Cursor, MessageId, Timestamp};
+use eshaar_model::{ConversationId, ConversationPosition, Cursor, MessageId, Principal, Timestamp};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// Longest name of a device, in characters.
@@ -20,13 +21,25 @@ const DETAIL_BYTES: usize = 200;
 pub(crate) enum Request {
     Hello(Hello),
     Ack { cursor: Option<Cursor>, ids: Option<Vec<MessageId>> },
-    Read { ids: Option<Vec<MessageId>>, conversation_id: Option<ConversationId> },
+    Read { ids: Option<Vec<MessageId>>, conversation_id: Option<ConversationId>, up_to: Option<ConversationPosition> },
     Renew { access_token: String },
     Ping {},
-    Send { r#ref: Option<String> },
-    Join { r#ref: Option<String> },
-    Leave { r#ref: Option<String> },
-    Typing { r#ref: Option<String> },
+    Send(Send),
+    Join { conversation_id: ConversationId, r#ref: Option<String> },
+    Leave { conversation_id: ConversationId, r#ref: Option<String> },
+    Typing { conversation_id: ConversationId, on: bool, r#ref: Option<String> },
+}
+
+/// A message in a conversation, or to the other side. What is wrong with its fields is said under its `ref`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Send {
+    pub(crate) r#ref: String,
+    pub(crate) to: Option<String>,
+    pub(crate) conversation_id: Option<String>,
+    pub(crate) content: String,
+    pub(crate) reference: Option<String>,
+    #[serde(default)]
+    pub(crate) media: Vec<IgnoredAny>,
 }
 
 /// The first frame of a client.
@@ -60,7 +73,7 @@ pub(crate) enum Gap {
 pub(crate) enum Reply<'a> {
     Welcome {
         session: String,
-        principal: &'a eshaar_model::Principal,
+        principal: &'a Principal,
     },
     CaughtUp {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,11 +88,45 @@ pub(crate) enum Reply<'a> {
         status: &'a str,
         at: Timestamp,
     },
+    Sent {
+        r#ref: &'a str,
+        id: MessageId,
+        conversation_id: ConversationId,
+        sent_at: Timestamp,
+        replayed: bool,
+    },
+    Conversation {
+        conversation_id: MessageId,
+        change: &'a str,
+        with: &'a str,
+        by: &'a str,
+        at: Timestamp,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        up_to: Option<&'a str>,
+    },
+    Joined {
+        r#ref: Option<&'a str>,
+        conversation_id: ConversationId,
+    },
+    Left {
+        r#ref: Option<&'a str>,
+        conversation_id: ConversationId,
+    },
+    Typing {
+        conversation_id: ConversationId,
+        from: &'a Principal,
+        on: bool,
+    },
+    Missed,
     Error {
         r#ref: Option<&'a str>,
         code: &'a str,
         detail: &'a str,
         temporary: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        field: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
     },
     Pong,
     Renewed {
@@ -109,13 +156,15 @@ impl Request {
             Self::Hello(Hello { device: Some(device), .. }) if device.chars().count() > DEVICE_CHARS => {
                 Some("`device` has at most 64 characters")
             }
-            Self::Ack { cursor: Some(_), ids: Some(_) } | Self::Ack { cursor: None, ids: None } => {
-                Some("ack takes either `cursor` or `ids`")
-            }
-            Self::Read { ids: None, conversation_id: None } => Some("read takes `ids`"),
             Self::Ack { ids: Some(ids), .. } | Self::Read { ids: Some(ids), .. } if ids.len() > IDS => {
                 Some("a frame has at most 256 ids")
             }
+            Self::Ack { cursor: Some(_), ids: Some(_) } | Self::Ack { cursor: None, ids: None } => {
+                Some("ack takes either `cursor` or `ids`")
+            }
+            Self::Read { ids: Some(_), conversation_id: None, up_to: None }
+            | Self::Read { ids: None, conversation_id: Some(_), up_to: Some(_) } => None,
+            Self::Read { .. } => Some("read takes either `ids`, or `conversation_id` and `up_to`"),
             _ => None,
         };
         wrong.map_or(Ok(request), |detail| Err(BadFrame(detail.into())))
@@ -157,7 +206,14 @@ mod tests {
             (r#"{"op":"hello","after":"AQAAAAAA","from":"head"}"#, "not both"),
             (r#"{"op":"ack"}"#, "either"),
             (r#"{"op":"ack","ids":["6f1b9a52-4b7e-4d0a-9a54-0f5e6f3b1c2d"]}"#, "version 7"),
-            (r#"{"op":"read"}"#, "takes `ids`"),
+            (r#"{"op":"read"}"#, "either `ids`"),
+            (r#"{"op":"read","conversation_id":"019a3f00-0000-7000-8000-000000000000"}"#, "and `up_to`"),
+            (r#"{"op":"read","conversation_id":"019a3f00-0000-7000-8000-000000000000","up_to":"x"}"#, "cursor"),
+            (r#"{"op":"send","content":"a","to":"acme"}"#, "missing field `ref`"),
+            (r#"{"op":"send","ref":"r","to":"acme"}"#, "missing field `content`"),
+            (r#"{"op":"join"}"#, "missing field `conversation_id`"),
+            (r#"{"op":"leave","conversation_id":"x"}"#, "UUID"),
+            (r#"{"op":"typing","conversation_id":"019a3f00-0000-7000-8000-000000000000"}"#, "missing field `on`"),
             (r#"{"op":"renew"}"#, "access_token"),
             (&too_many, "at most 256"),
         ] {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::AHashMap;
-use eshaar_model::{Cursor, MessageId, Phone, Status, Timestamp};
+use eshaar_model::{Cursor, MessageId, Phone, Principal, Status, Timestamp};
 use eshaar_schemas::{Message, StatusChanged};
 use eshaar_store::{StoreError, StreamStore};
 use eshaar_topics::{AppendError, NewRecord, flow};
@@ -27,16 +27,17 @@ const BATCH: usize = 1_000;
 /// Waits before a failed append or write is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A read of a message that this session was not sent: its row may not be written yet when it is looked for.
+/// A receipt for a message that is not known to its session: its row may not be written yet when it is looked for.
 const LOOKS: u8 = 6;
 
 /// Wait between looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// A message that a phone says it has read, and that is still to be looked up.
-struct ReadLater {
-    phone: Phone,
+/// A message that its recipient says to have got, or read, and that is still to be looked up.
+struct Unknown {
+    by: Principal,
     id: MessageId,
+    status: Status,
     at: Timestamp,
     looks: u8,
     due: Instant,
@@ -45,7 +46,7 @@ struct ReadLater {
 #[derive(Default)]
 struct Waiting {
     statuses: Vec<NewRecord>,
-    reads: Vec<ReadLater>,
+    unknown: Vec<Unknown>,
     /// How far phones acknowledged; the statuses before it are in `statuses` or appended.
     places: AHashMap<Phone, Cursor>,
     /// Places that are being written.
@@ -88,17 +89,17 @@ impl Receipts {
         }
     }
 
-    /// A phone has read a message that is not known to its session.
-    pub(crate) fn read_later(&self, phone: Phone, id: MessageId, at: Timestamp) {
-        let read = ReadLater { phone, id, at, looks: 0, due: Instant::now() };
-        self.waiting.lock().reads.push(read);
+    /// A message that is not known to the session of `by` has reached `status`, *delivered* or *read*, if it is for them.
+    pub(crate) fn look_up(&self, by: Principal, id: MessageId, status: Status, at: Timestamp) {
+        let unknown = Unknown { by, id, status, at, looks: 0, due: Instant::now() };
+        self.waiting.lock().unknown.push(unknown);
         self.more.notify_one();
     }
 
     /// Whether as many receipts wait as may.
     pub(crate) fn is_full(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.statuses.len() + waiting.reads.len() >= self.limit
+        waiting.statuses.len() + waiting.unknown.len() >= self.limit
     }
 
     /// Waits until fewer receipts wait than the limit.
@@ -150,11 +151,11 @@ fn further(a: Option<Cursor>, b: Option<Cursor>) -> Option<Cursor> {
 pub(crate) fn status(
     shared: &Shared,
     subject: &Subject,
-    phone: Phone,
+    recipient: &Principal,
     status: Status,
     at: Timestamp,
 ) -> Option<NewRecord> {
-    let recipient = phone.to_string();
+    let recipient = recipient.to_string();
     let key = subject.conversation.as_ref().unwrap_or(&recipient).clone();
     let change = StatusChanged {
         id: subject.id,
@@ -184,7 +185,7 @@ pub(crate) async fn run(shared: std::sync::Arc<Shared>, shutdown: CancellationTo
             () = sleep_until(next) => {}
             () = shutdown.cancelled() => break,
         }
-        look_up_reads(&shared).await;
+        look_up(&shared).await;
         write(&shared, Instant::now() >= places_due).await;
         if Instant::now() >= places_due {
             places_due = Instant::now() + between_places;
@@ -197,8 +198,8 @@ pub(crate) async fn run(shared: std::sync::Arc<Shared>, shutdown: CancellationTo
 fn next_due(receipts: &Receipts, places_due: Instant) -> Option<Instant> {
     let waiting = receipts.waiting.lock();
     let places = (!waiting.places.is_empty()).then_some(places_due);
-    let reads = waiting.reads.iter().map(|read| read.due).min();
-    places.into_iter().chain(reads).min()
+    let unknown = waiting.unknown.iter().map(|unknown| unknown.due).min();
+    places.into_iter().chain(unknown).min()
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -261,39 +262,39 @@ async fn append(shared: &Shared, records: Vec<NewRecord>) {
     }
 }
 
-/// Looks up the messages that phones say they have read, and records it for those that are theirs.
-async fn look_up_reads(shared: &Shared) {
+/// Looks up the messages that are not known to the sessions that got or read them, and records it for those that are theirs.
+async fn look_up(shared: &Shared) {
     let now = Instant::now();
-    let due: Vec<ReadLater> = {
+    let due: Vec<Unknown> = {
         let mut waiting = shared.receipts.waiting.lock();
-        waiting.reads.extract_if(.., |read| read.due <= now).collect()
+        waiting.unknown.extract_if(.., |unknown| unknown.due <= now).collect()
     };
-    for mut read in due {
-        match shared.messages.get(read.id).await {
-            Ok(Some(stored)) if stored.row.recipient.phone() == Some(read.phone) => {
+    for mut unknown in due {
+        match shared.messages.get(unknown.id).await {
+            Ok(Some(stored)) if stored.row.recipient == unknown.by => {
                 let message = message::decode::<Message>(&shared.codecs, &stored.row.value).await.ok();
                 let subject = Subject {
                     broadcast: message.as_ref().and_then(flow::broadcast_of),
-                    id: read.id,
+                    id: unknown.id,
                     sender: stored.row.sender.to_string(),
                     conversation: stored.row.conversation.map(|id| id.to_string()),
-                    correlation: read.id.to_string(),
+                    correlation: unknown.id.to_string(),
                 };
-                let delivered = stored.steps.at(Status::Delivered).is_none().then_some(Status::Delivered);
-                let read_now = stored.steps.at(Status::Read).is_none().then_some(Status::Read);
-                let steps = delivered.into_iter().chain(read_now);
-                let records = steps.filter_map(|step| status(shared, &subject, read.phone, step, read.at)).collect();
+                let reached = [Status::Delivered, Status::Read].into_iter().take_while(|step| *step <= unknown.status);
+                let steps = reached.filter(|step| stored.steps.at(*step).is_none());
+                let records =
+                    steps.filter_map(|step| status(shared, &subject, &unknown.by, step, unknown.at)).collect();
                 shared.receipts.add(records, None);
             }
-            Ok(None) | Err(_) if read.looks < LOOKS => {
-                read.looks += 1;
-                read.due = now + LOOK_AGAIN;
-                shared.receipts.waiting.lock().reads.push(read);
+            Ok(None) | Err(_) if unknown.looks < LOOKS => {
+                unknown.looks += 1;
+                unknown.due = now + LOOK_AGAIN;
+                shared.receipts.waiting.lock().unknown.push(unknown);
             }
             // Another's message, or none.
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(message = %read.id, %error, "a read was lost: the message cannot be looked up");
+                tracing::warn!(message = %unknown.id, %error, "a receipt was lost: the message cannot be looked up");
             }
         }
     }

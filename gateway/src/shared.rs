@@ -16,8 +16,10 @@ use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 
 use crate::Options;
+use crate::chat::Conversations;
 use crate::hub::{Handle, Hub, TICKS, Ticks};
 use crate::receipts::Receipts;
+use crate::typing::Typists;
 
 /// Checks the credential of a renewal or an upgrade.
 #[async_trait]
@@ -66,6 +68,7 @@ pub(crate) struct Parts {
     pub(crate) streams: Arc<dyn StreamStore>,
     pub(crate) messages: Arc<dyn MessageStore>,
     pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) conversations: Arc<dyn Conversations>,
     pub(crate) credentials: Arc<dyn Credentials>,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
@@ -79,10 +82,12 @@ pub(crate) struct Shared {
     pub(crate) streams: Arc<dyn StreamStore>,
     pub(crate) messages: Arc<dyn MessageStore>,
     pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) conversations: Arc<dyn Conversations>,
     pub(crate) credentials: Arc<dyn Credentials>,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
     pub(crate) hub: Hub,
+    pub(crate) typists: Typists,
     pub(crate) receipts: Receipts,
     pub(crate) meters: Meters,
     ticks: AtomicU32,
@@ -100,10 +105,12 @@ impl Shared {
             streams: parts.streams,
             messages: parts.messages,
             presence: parts.presence,
+            conversations: parts.conversations,
             credentials: parts.credentials,
             cancelled: parts.cancelled,
             clock: parts.clock,
             hub: Hub::new(),
+            typists: Typists::default(),
             meters: Meters::new(),
             ticks: AtomicU32::new(1),
             node: Mutex::new(None),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use eshaar_model::{Epoch, Lane, Phone, Principal, StreamPosition, Timestamp};
+use eshaar_model::{ConversationPosition, Epoch, Lane, Phone, Principal, StreamPosition, Timestamp};
 use eshaar_presence::{Node, PresenceError};
 use eshaar_schemas::{Delivery, Hint as Told, Message, MessageHint, StatusHint};
 use eshaar_topics::{LogError, Reader, Record, Topic};
@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::StartError;
 use crate::close::Close;
-use crate::hub::Hint;
-use crate::message::{self, Before, Ready};
+use crate::hub::{About, Hint};
+use crate::message::{self, Before, Follows, Ready, Said};
 use crate::protocol::Reply;
 use crate::shared::Shared;
+use crate::typing;
 
 /// Most records taken at once.
 const BATCH: usize = 512;
@@ -53,6 +54,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut slot: Slot, shutdown: Cancellat
         tokio::select! {
             () = announce(&shared, &node) => {}
             () = read(&shared, &mut slot) => {}
+            () = typing::listen(&shared, node.slot) => {}
             () = shutdown.cancelled() => return,
         }
         tracing::warn!(slot = node.slot, "the gateway lost its slot to another; its sessions go elsewhere");
@@ -134,6 +136,9 @@ async fn deliver(shared: &Shared, record: &Record) {
         return;
     }
     let hint = match message::decode::<Delivery>(&shared.codecs, &record.value).await {
+        Ok(Delivery { hint: Told::Message(hint), .. }) if hint.in_conversation => {
+            said(shared, &hint).await.map(|said| Hint::Said(said.into()))
+        }
         Ok(Delivery { hint: Told::Message(hint), .. }) => {
             ready(shared, &hint).await.map(|ready| Hint::Message(ready.into()))
         }
@@ -170,19 +175,44 @@ async fn ready(shared: &Shared, hint: &MessageHint) -> Option<Ready> {
         None => Before::Unknown,
         Some(offset) => u64::try_from(offset).map_or(Before::Nothing, Before::Offset),
     };
-    match message::decode::<Message>(&shared.codecs, &hint.message).await {
-        Ok(message) => Some(Ready::new(message, position, before)),
-        Err(error) => {
-            tracing::error!(offset = hint.offset, %error, "the message of a hint cannot be decoded");
-            None
+    message_of(shared, hint).await.map(|message| Ready::new(message, position, before))
+}
+
+async fn said(shared: &Shared, hint: &MessageHint) -> Option<Said> {
+    let epoch = Epoch(u32::try_from(hint.epoch).ok()?);
+    let position = ConversationPosition { epoch, offset: u64::try_from(hint.offset).ok()? };
+    let follows = match hint.prev {
+        None => Follows::Unknown,
+        Some(offset) => {
+            u64::try_from(offset).map_or(Follows::Nothing, |offset| Follows::At(ConversationPosition { epoch, offset }))
         }
-    }
+    };
+    message_of(shared, hint).await.map(|message| Said::new(message, position, follows))
+}
+
+async fn message_of(shared: &Shared, hint: &MessageHint) -> Option<Message> {
+    let message = message::decode::<Message>(&shared.codecs, &hint.message).await;
+    message
+        .inspect_err(|error| tracing::error!(offset = hint.offset, %error, "the message of a hint cannot be decoded"))
+        .ok()
 }
 
 fn rendered(hint: &StatusHint) -> Hint {
     let mut json = Vec::with_capacity(128);
-    Reply::Status { id: hint.id, status: &hint.status, at: Timestamp::from_millis(hint.at) }.render(&mut json);
-    Hint::Status(json.into())
+    let at = Timestamp::from_millis(hint.at);
+    let about = match &hint.conversation {
+        None => {
+            Reply::Status { id: hint.id, status: &hint.status, at }.render(&mut json);
+            About::Message
+        }
+        Some(told) => {
+            let (with, by, up_to) = (told.with.as_str(), told.by.as_str(), told.up_to.as_deref());
+            Reply::Conversation { conversation_id: hint.id, change: &hint.status, with, by, at, up_to }
+                .render(&mut json);
+            About::Conversation
+        }
+    };
+    Hint::Frame(about, json.into())
 }
 
 impl From<PresenceError> for StartError {

@@ -1,4 +1,4 @@
-//! The one timer of all sessions: hello, pings, silence, slow writes, tokens, presence. It goes through the sessions once
+//! The one timer of all sessions: hello, pings, silence, slow writes, tokens, presence, typing that lapses. It goes through the sessions once
 //! a second, a quarter of them each time, so that no session keeps a timer of its own.
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::close::Close;
 use crate::hub::{Handle, SHARDS, TICKS, Ticks};
 use crate::shared::Shared;
+use crate::typing;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_millis(250);
@@ -40,6 +41,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
         // Never 0, which stands for "no time".
         let now = (begun.elapsed().as_millis() / u128::from(1_000 / TICKS)) as Ticks + 1;
         shared.set_ticks(now);
+        typing::lapse(&shared, now);
         let mut due = Vec::new();
         for _ in 0..AT_ONCE {
             let wall = shared.clock.now();

@@ -40,6 +40,7 @@ struct StreamMessage {
     #[schema(value_type = openapi::MessageType)]
     r#type: MessageType,
     from: String,
+    to: String,
     #[schema(format = "uuid")]
     conversation_id: Option<String>,
     content: String,
@@ -116,6 +117,7 @@ impl StreamMessage {
             cursor,
             r#type: message.r#type,
             from: message.sender,
+            to: message.recipient,
             conversation_id: message.conversation_id,
             content: message.content,
             media: message.media,

@@ -29,7 +29,8 @@ enum Received {
         principal: String,
     },
     Message {
-        cursor: String,
+        /// None for what the user said on another device.
+        cursor: Option<String>,
         from: String,
         content: String,
         sent_at: String,
@@ -127,7 +128,10 @@ impl Listener<'_> {
                 writeln!(stdout(), "{text}")?;
             }
             match serde_json::from_str(&text)? {
-                Received::Message { cursor, from, content, sent_at } => {
+                Received::Message { cursor: None, content, sent_at, .. } => {
+                    self.show(format_args!("{sent_at}  you: {content}"))?;
+                }
+                Received::Message { cursor: Some(cursor), from, content, sent_at } => {
                     self.show(format_args!("{sent_at}  {from}: {content}"))?;
                     if !self.arguments.no_ack {
                         socket.send(Frame::text(json!({"op": "ack", "cursor": cursor}).to_string())).await?;

@@ -1,5 +1,6 @@
 //! The life of a process: opens its engines, starts its roles, serves, and stops in order. Reads from top to bottom.
 
+mod conversations;
 mod http;
 
 use std::sync::Arc;
@@ -189,6 +190,7 @@ async fn start_gateway(
         codecs: engines.codecs.clone(),
         store: engines.store.clone(),
         presence: engines.presence.clone(),
+        conversations: Arc::new(conversations::Live::new(engines, cancelled, config)),
         cancelled: Arc::clone(cancelled),
         auth: engines.auth.clone(),
         clock: engines.clock.clone(),

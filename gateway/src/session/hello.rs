@@ -156,7 +156,7 @@ async fn receipt(shared: &Shared, phone: Phone, acked: Cursor, after: Cursor) ->
             if shared.cancelled.takes(subject.id, subject.broadcast) {
                 continue;
             }
-            records.extend(receipts::status(shared, &subject, phone, Status::Delivered, now));
+            records.extend(receipts::status(shared, &subject, &phone.into(), Status::Delivered, now));
         }
         shared.meters.acked.increment(records.len() as u64);
         shared.receipts.add(records, None);

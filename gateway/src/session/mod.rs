@@ -1,24 +1,26 @@
 //! One client's session: reads its frames, one handler each, and sends it what waits for it. One task, no timer, and
-//! next to no memory while nothing happens.
+//! next to no memory while nothing happens. What it does in conversations is in `talking`.
 //!
 //! It never writes history; what it was sent and what it acknowledged leave through [`crate::receipts`].
 
 mod hello;
 mod recipient;
+mod talking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use eshaar_auth::{AuthError, Identity};
-use eshaar_model::{MessageId, Phone, Principal, Status};
+use eshaar_model::{MessageId, Permission, Phone, Principal, Status};
 use eshaar_service::metrics as names;
 use eshaar_topics::NewRecord;
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 
+use crate::chat::{self, Chat, Done};
 use crate::close::Close;
-use crate::hub::{Handle, Hint, TICKS, Ticks};
-use crate::message::Subject;
+use crate::hub::{About, Handle, Hint, TICKS, Ticks};
+use crate::message::{Said, Subject};
 use crate::protocol::{BadFrame, Reply, Request, shortened};
 use crate::receipts;
 use crate::session::recipient::{Recipient, Taken, Window};
@@ -64,11 +66,22 @@ struct Allowance {
 pub(crate) struct Session<S> {
     shared: Arc<Shared>,
     handle: Arc<Handle>,
+    /// As the credential that was shown last says.
+    identity: Arc<Identity>,
     socket: Socket<S>,
     allowance: Allowance,
     /// What a phone's session knows of its stream, once it has said hello.
     recipient: Option<Recipient>,
+    /// What it does in conversations, while it does.
+    chat: Option<Box<Chat>>,
     guard: Guard,
+}
+
+/// What a session wakes for.
+enum Event {
+    Received(Result<Received, Ended>),
+    Done(Done),
+    Woken,
 }
 
 /// Takes the session out of the hub even where its task panics or is dropped.
@@ -84,7 +97,8 @@ impl Drop for Guard {
 pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) -> Option<Box<Session<S>>> {
     let (options, now) = (&shared.options, shared.ticks());
     let socket = Socket::new(stream, options.frame_bytes).await;
-    let entered = shared.hub.enter(identity.principal, identity.expires_at, now, options.sessions_per_principal);
+    let (principal, limit) = (identity.principal.clone(), options.sessions_per_principal);
+    let entered = shared.hub.enter(principal, identity.expires_at, now, limit);
     let Ok(handle) = entered else {
         farewell(&shared, socket, Close::TooManySessions, None).await;
         return None;
@@ -92,7 +106,8 @@ pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identi
     shared.meters.opened.increment(1);
     let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
     let guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
-    Some(Box::new(Session { shared, handle, socket, allowance, recipient: None, guard }))
+    let identity = Arc::new(identity);
+    Some(Box::new(Session { shared, handle, identity, socket, allowance, recipient: None, chat: None, guard }))
 }
 
 /// Serves the client whose session `opening` begins, until it ends. What is needed only to begin or to end is on the heap
@@ -131,13 +146,18 @@ impl<S: Io> Session<S> {
                 return end;
             }
             let handle = Arc::clone(&self.handle);
-            let received = tokio::select! {
+            let event = tokio::select! {
                 biased;
-                received = self.socket.receive() => Some(received),
-                () = handle.woken() => None,
+                done = chat::done(&mut self.chat) => Event::Done(done),
+                received = self.socket.receive() => Event::Received(received),
+                () = handle.woken() => Event::Woken,
             };
-            let Some(received) = received else { continue };
-            if let Err(end) = self.take(received).await {
+            let taken = match event {
+                Event::Done(done) => Box::pin(self.finish(done)).await,
+                Event::Received(received) => self.take(received).await,
+                Event::Woken => continue,
+            };
+            if let Err(end) = taken {
                 return end;
             }
             // Acks that came together make room together.
@@ -166,6 +186,9 @@ impl<S: Io> Session<S> {
         if !inbox.hints.is_empty() {
             self.send_hints(inbox.hints, &mut frames);
         }
+        if (inbox.missed || signals.behind) && self.handle.is_live() {
+            frames.text(|bytes| Reply::Missed.render(bytes));
+        }
         self.write(frames).await?;
         if self.recipient.as_ref().is_some_and(|recipient| recipient.behind) {
             Box::pin(self.catch_up()).await?;
@@ -175,7 +198,7 @@ impl<S: Io> Session<S> {
 
     fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
         let now = self.shared.clock.now();
-        let (shared, meters) = (&self.shared, &self.shared.meters);
+        let (shared, meters, hears) = (&self.shared, &self.shared.meters, self.hears());
         for hint in hints {
             match (hint, &mut self.recipient) {
                 (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(shared, &ready, now, frames) {
@@ -187,10 +210,45 @@ impl<S: Io> Session<S> {
                     Taken::Cancelled => meters.cancelled.increment(1),
                     Taken::Dropped => {}
                 },
-                (Hint::Status(json), None) => frames.text(|bytes| bytes.extend_from_slice(&json)),
-                (Hint::Message(_), None) | (Hint::Status(_), Some(_)) => {}
+                (Hint::Message(_), None) => {}
+                (Hint::Said(said), _) if hears => Self::say(shared, &mut self.chat, &said, frames),
+                (Hint::Frame(About::Message, json), _) => frames.text(|bytes| bytes.extend_from_slice(&json)),
+                (Hint::Frame(About::Conversation, json), _) if hears => {
+                    frames.text(|bytes| bytes.extend_from_slice(&json));
+                }
+                (Hint::Typing(typing), _) => {
+                    if self.chat.as_ref().is_some_and(|chat| chat.has_joined(typing.conversation)) {
+                        let (conversation_id, from, on) = (typing.conversation, typing.from(), typing.on);
+                        frames.text(|bytes| Reply::Typing { conversation_id, from, on }.render(bytes));
+                    }
+                }
+                (Hint::Said(_) | Hint::Frame(About::Conversation, _), _) => {}
             }
         }
+    }
+
+    /// Sends what was said, unless it was taken back or has expired.
+    fn say(shared: &Shared, chat: &mut Option<Box<Chat>>, said: &Arc<Said>, frames: &mut Frames) {
+        let (now, meters, subject) = (shared.clock.now(), &shared.meters, &said.subject);
+        if shared.cancelled.takes(subject.id, subject.broadcast) {
+            meters.cancelled.increment(1);
+        } else if said.expired(now) {
+            meters.expired.increment(1);
+        } else {
+            frames.text(|bytes| said.render(bytes));
+            meters.sent_by_hint.increment(1);
+            if said.to.as_ref().is_some_and(|to| to.business().is_some()) {
+                meters.delivery_seconds.record(now.millis_since(said.accepted_at).max(0) as f64 / 1_000.0);
+                chat.get_or_insert_default().remember(Arc::clone(subject));
+            }
+        }
+    }
+
+    /// Whether it is told of conversations: a phone, or whoever has a key that allows it.
+    fn hears(&self) -> bool {
+        let Identity { principal, .. } = &*self.identity;
+        principal.phone().is_some()
+            || [Permission::Chat, Permission::ConversationsManage].into_iter().any(|may| self.identity.may(may))
     }
 
     /// Reads the stream from where this session stands until its head, or until the window is full.
@@ -256,13 +314,13 @@ impl<S: Io> Session<S> {
             Request::Ping {} => self.reply(&Reply::Pong).await,
             Request::Renew { access_token } => self.renew(&access_token).await,
             _ if !greeted => Err(BadFrame("say hello first".into()).into()),
-            Request::Ack { .. } => self.not_a_recipient().await,
-            Request::Read { ids: Some(ids), .. } => self.read(ids).await,
-            Request::Read { ids: None, .. } => self.unsupported(None).await,
-            Request::Send { r#ref }
-            | Request::Join { r#ref }
-            | Request::Leave { r#ref }
-            | Request::Typing { r#ref } => self.unsupported(r#ref.as_deref()).await,
+            Request::Ack { ids: Some(ids), .. } => self.reached(ids, Status::Delivered).await,
+            Request::Ack { .. } => {
+                self.error(None, "not_a_recipient", "only a phone has a stream to acknowledge; give `ids`", false).await
+            }
+            Request::Read { ids: Some(ids), .. } if self.recipient.is_some() => self.read(ids).await,
+            Request::Read { ids: Some(ids), .. } => self.reached(ids, Status::Read).await,
+            request => self.talk(request).await,
         }
     }
 
@@ -284,17 +342,17 @@ impl<S: Io> Session<S> {
     }
 
     fn statuses(&self, subjects: &[Arc<Subject>], phone: Phone, status: Status) -> SmallVec<[NewRecord; 2]> {
-        let now = self.shared.clock.now();
-        subjects.iter().filter_map(|subject| receipts::status(&self.shared, subject, phone, status, now)).collect()
+        let (now, phone) = (self.shared.clock.now(), phone.into());
+        subjects.iter().filter_map(|subject| receipts::status(&self.shared, subject, &phone, status, now)).collect()
     }
 
     async fn read(&mut self, ids: Vec<MessageId>) -> Result<(), End> {
-        let Some(recipient) = &mut self.recipient else { return self.not_a_recipient().await };
+        let Some(recipient) = &mut self.recipient else { return Ok(()) };
         let phone = recipient.phone;
         let known = recipient.window.sent(&ids);
         for id in ids {
             if !known.iter().any(|subject| subject.id == id) {
-                self.shared.receipts.read_later(phone, id, self.shared.clock.now());
+                self.shared.receipts.look_up(phone.into(), id, Status::Read, self.shared.clock.now());
             }
         }
         let ids: Vec<MessageId> = known.iter().map(|subject| subject.id).collect();
@@ -310,6 +368,7 @@ impl<S: Io> Session<S> {
                 let expires_at = identity.expires_at;
                 let millis = expires_at.map_or(0, eshaar_model::Timestamp::as_millis);
                 self.handle.times.expires_ms.store(millis, Relaxed);
+                self.identity = Arc::new(identity);
                 self.reply(&Reply::Renewed { expires_at }).await
             }
             Ok(_) => Err(End::Close(Close::TokenInvalid, Some("the token is of another principal".to_owned()))),
@@ -320,16 +379,9 @@ impl<S: Io> Session<S> {
         }
     }
 
-    async fn unsupported(&mut self, reference: Option<&str>) -> Result<(), End> {
-        self.error(reference, "unsupported", "chat is not available", false).await
-    }
-
-    async fn not_a_recipient(&mut self) -> Result<(), End> {
-        self.error(None, "not_a_recipient", "only a phone acknowledges and reads messages", false).await
-    }
-
     async fn error(&mut self, reference: Option<&str>, code: &str, detail: &str, temporary: bool) -> Result<(), End> {
-        self.reply(&Reply::Error { r#ref: reference, code, detail, temporary }).await
+        let (field, retry_after_ms) = (None, None);
+        self.reply(&Reply::Error { r#ref: reference, code, detail, temporary, field, retry_after_ms }).await
     }
 
     async fn reply(&mut self, reply: &Reply<'_>) -> Result<(), End> {

@@ -6,8 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use eshaar_auth::{AuthError, Identity};
-use eshaar_model::{BusinessId, Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
+use eshaar_model::{
+    BusinessId, ConversationId, ConversationPosition, Cursor, Epoch, Lane, MessageId, Pair, Permission, Phone,
+    Principal, StreamPosition, Timestamp,
+};
 use eshaar_schemas::{Compatibility, Registry, RegistryError, SchemaId};
+use eshaar_service::Problem;
 use eshaar_store::{
     MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage, StreamPage, StreamRow, StreamStore,
 };
@@ -15,8 +19,9 @@ use eshaar_topics::{
     AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use crate::chat::{Conversations, NewMessage, Sent};
 use crate::shared::Credentials;
 
 pub(super) const EPOCH: Epoch = Epoch(1);
@@ -50,7 +55,8 @@ impl Registry for FakeRegistry {
     }
 }
 
-/// Whoever the credential names: `<principal>`, `<principal>@<expiry in ms>`, or `broken`.
+/// Whoever the credential names: `<principal>`, `<principal>@<expiry in ms>`, or `broken`. A business may chat, unless its id
+/// begins with `mute`.
 pub(super) struct FakeCredentials;
 
 #[async_trait]
@@ -60,9 +66,11 @@ impl Credentials for FakeCredentials {
             return Err(AuthError::Unavailable("the key set cannot be fetched".to_owned()));
         }
         let (principal, expiry) = credential.split_once('@').unwrap_or((credential, ""));
-        let principal = principal.parse().map_err(|_| AuthError::Refused("not a token"))?;
+        let principal: Principal = principal.parse().map_err(|_| AuthError::Refused("not a token"))?;
         let expires_at = expiry.parse().ok().map(Timestamp::from_millis);
-        Ok(Identity { principal, permissions: vec![], expires_at, rate: None, key_id: None })
+        let chats = principal.business().is_some_and(|business| !business.as_str().starts_with("mute"));
+        let permissions = chats.then_some(Permission::Chat).into_iter().collect();
+        Ok(Identity { principal, permissions, expires_at, rate: None, key_id: None })
     }
 }
 
@@ -282,5 +290,78 @@ impl Reader for FakeReader {
             .collect();
         self.next += records.len() as u64;
         records
+    }
+}
+
+/// What was asked of conversations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Send(Principal, NewMessage),
+    Read(Principal, ConversationId, ConversationPosition),
+    Pair(Principal, ConversationId),
+}
+
+/// One conversation, between `acme` and the phone of the tests; others there are none. It notes what it is asked, in order,
+/// and answers a send when its gate lets one pass.
+pub(super) struct FakeConversations {
+    pub(super) id: ConversationId,
+    pub(super) pair: Pair,
+    pub(super) asked: Mutex<Vec<Asked>>,
+    pub(super) gate: Semaphore,
+    /// What the next send is refused with.
+    pub(super) refusal: Mutex<Option<Problem>>,
+}
+
+impl FakeConversations {
+    pub(super) fn new(pair: Pair, now: Timestamp) -> Self {
+        let id = ConversationId::new(now);
+        Self { id, pair, asked: Mutex::default(), gate: Semaphore::new(1_000), refusal: Mutex::default() }
+    }
+
+    fn ours(&self, by: &Identity, conversation: ConversationId) -> Result<(), Problem> {
+        if self.id == conversation && self.pair.side_of(&by.principal).is_some() {
+            return Ok(());
+        }
+        Err(Problem::new(
+            http::StatusCode::NOT_FOUND,
+            "conversation_not_found",
+            "you are in no conversation of this id",
+        ))
+    }
+}
+
+#[async_trait]
+impl Conversations for FakeConversations {
+    async fn send(&self, by: &Identity, message: NewMessage) -> Result<Sent, Problem> {
+        self.gate.acquire().await.unwrap().forget();
+        if let Some(refusal) = self.refusal.lock().take() {
+            return Err(refusal);
+        }
+        if let Some(id) = &message.conversation_id {
+            self.ours(by, id.parse().unwrap())?;
+        }
+        let sent = Asked::Send(by.principal.clone(), message);
+        let mut asked = self.asked.lock();
+        let replayed = asked.contains(&sent);
+        asked.push(sent);
+        let id = MessageId::new(self.id.made_at());
+        Ok(Sent { id, conversation: self.id, sent_at: id.made_at(), replayed })
+    }
+
+    async fn read(
+        &self,
+        by: &Identity,
+        conversation: ConversationId,
+        up_to: ConversationPosition,
+    ) -> Result<(), Problem> {
+        self.ours(by, conversation)?;
+        self.asked.lock().push(Asked::Read(by.principal.clone(), conversation, up_to));
+        Ok(())
+    }
+
+    async fn pair(&self, by: &Identity, conversation: ConversationId) -> Result<Pair, Problem> {
+        self.ours(by, conversation)?;
+        self.asked.lock().push(Asked::Pair(by.principal.clone(), conversation));
+        Ok(self.pair.clone())
     }
 }

@@ -184,6 +184,7 @@ async fn a_session_whose_entry_in_presence_is_gone_enters_again_and_reads_its_st
     let connection = world.shared.connection(&handle).unwrap();
     world.presence.disconnect(&phone().into(), connection).await.unwrap();
     let unseen = world.append(Lane::Normal, "nobody was told").await;
+    client.expect("missed").await;
     assert_eq!(client.messages(1).await, [unseen.id]);
     assert!(world.is_online().await);
 }
@@ -198,6 +199,7 @@ async fn sessions_that_presence_forgot_together_with_their_gateway_are_entered_a
     // Long before the session's own refresh would be due.
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(world.is_online().await);
+    client.expect("missed").await;
     assert_eq!(client.messages(1).await, [unseen.id]);
     client.nothing_before_pong().await;
 }
@@ -223,6 +225,7 @@ async fn a_jump_in_the_slot_makes_every_session_read_its_stream_once() {
     let unseen = world.append(Lane::Normal, "the hint is gone").await;
     let reads = world.streams.reads.load(Ordering::Relaxed);
     world.shared.hub.begin_rescue(world.shared.ticks());
+    client.expect("missed").await;
     assert_eq!(client.messages(1).await, [unseen.id]);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(world.streams.reads.load(Ordering::Relaxed), reads + 1);

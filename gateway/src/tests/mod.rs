@@ -7,11 +7,12 @@ mod fuzz;
 mod lifecycle;
 mod receiving;
 mod resuming;
+mod talking;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use eshaar_model::{Clock, Cursor, Lane, MessageId, MessageType, Phone, Priority, StreamPosition, Timestamp};
+use eshaar_model::{Clock, Cursor, Lane, MessageId, MessageType, Pair, Phone, Priority, StreamPosition, Timestamp};
 use eshaar_presence::Presence;
 use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::{Codecs, Delivery, Hint, Message, MessageHint, StatusChanged};
@@ -25,7 +26,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
-use self::fakes::{EPOCH, FakeCredentials, FakeLog, FakeMessages, FakeRegistry, FakeStreams};
+use self::fakes::{EPOCH, FakeConversations, FakeCredentials, FakeLog, FakeMessages, FakeRegistry, FakeStreams};
 use crate::shared::{Credentials, Parts, Shared};
 use crate::{Close, Gateway, Options, session};
 
@@ -38,6 +39,7 @@ struct World {
     streams: Arc<FakeStreams>,
     messages: Arc<FakeMessages>,
     presence: Arc<LocalPresence>,
+    conversations: Arc<FakeConversations>,
     codecs: Codecs,
     next: [u64; 4],
 }
@@ -70,19 +72,22 @@ impl World {
         let (log, streams) = (Arc::new(FakeLog::new()), Arc::new(FakeStreams::default()));
         let (messages, presence) = (Arc::new(FakeMessages::default()), Arc::new(LocalPresence::new(clock.clone())));
         let cancelled = Arc::new(Cancelled::none(clock.clone()));
+        let pair = Pair { business: "acme".parse().unwrap(), phone: phone() };
+        let conversations = Arc::new(FakeConversations::new(pair, clock.now()));
         let parts = Parts {
             log: Arc::clone(&log) as _,
             codecs: codecs.clone(),
             streams: Arc::clone(&streams) as _,
             messages: Arc::clone(&messages) as _,
             presence: Arc::clone(&presence) as _,
+            conversations: Arc::clone(&conversations) as _,
             credentials: Arc::new(FakeCredentials),
             cancelled: Arc::clone(&cancelled),
             clock: clock.clone(),
         };
         let gateway = Gateway::start_with(parts, options, CancellationToken::new()).await.unwrap();
         let shared = Arc::clone(&gateway.shared);
-        Self { gateway, shared, clock, log, streams, messages, presence, codecs, next: [0; 4] }
+        Self { gateway, shared, clock, log, streams, messages, presence, conversations, codecs, next: [0; 4] }
     }
 
     /// A client with this credential, before its hello.

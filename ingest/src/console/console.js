@@ -253,8 +253,8 @@ class Phone {
         this.state("online", "Online");
         this.tellReads();
         break;
-      case "message":
-        this.receive(frame);
+      case "message": // without a cursor: what the user said on another device
+        if (frame.cursor) this.receive(frame);
         break;
       case "gap": // what follows begins at the oldest kept; ids tell what is known already
         this.cursor = null;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use eshaar_auth::Identity;
 use eshaar_ingest::{Live, LiveMessage};
-use eshaar_model::{ConversationId, Permission, Status};
+use eshaar_model::{ConversationId, ConversationPosition, Epoch, Permission, Status};
 use eshaar_schemas::{Change, ConversationChanged, StatusChanged};
 use eshaar_topics::{Topic, headers};
 use http::Method;
@@ -254,7 +254,7 @@ async fn property_6_unread_counts_are_what_the_other_side_said_behind_what_was_r
     assert_eq!(talk.get(&talk.business).await["read_up_to"], position(1));
     talk.act(&talk.business, "read", &json!({})).await;
     assert_eq!(talk.unread().await, (0, 1));
-    let ahead = "AQCAgAQ";
+    let ahead = ConversationPosition { epoch: Epoch(9), offset: 5 };
     assert_eq!(talk.act(&talk.phone, "read", &json!({ "up_to": ahead })).await.status, 200);
     assert_eq!(talk.get(&talk.phone).await["read_up_to"], position(3), "what is not there yet cannot be read");
     talk.say(&talk.business, "e").await;

@@ -22,7 +22,9 @@ export class Session {
     this.socket = socket;
     this.closed = new Promise((resolve) => socket.once("close", (code) => resolve(code)));
     socket.on("message", (data) => {
-      this.#frames.push(JSON.parse(data));
+      const frame = JSON.parse(data);
+      // That something which is in no stream may be missing is for those who look at more than their stream.
+      if (frame.op !== "missed") this.#frames.push(frame);
       this.#wake();
     });
     this.closed.then(() => this.#wake());

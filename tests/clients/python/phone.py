@@ -25,6 +25,8 @@ class Session:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.bye: Frame | None = None
+        # How often it was told that something that is in no stream may be missing.
+        self.missed = 0
 
     async def __aenter__(self) -> Session:
         return self
@@ -39,9 +41,10 @@ class Session:
         await self.socket.send(text)
 
     async def frame(self, limit_s: float = FRAME_LIMIT_S) -> Frame:
-        """The next frame."""
+        """The next frame, but for `missed`, which is counted."""
         async with asyncio.timeout(limit_s):
-            frame = json.loads(await self.socket.recv())
+            while (frame := json.loads(await self.socket.recv()))["op"] == "missed":
+                self.missed += 1
         if frame["op"] == "bye":
             self.bye = frame
         return frame
