@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use eshaar_model::{BusinessId, Cursor, Permission, Phone, Rate, Timestamp};
+use eshaar_model::{BusinessId, Cursor, Permission, Phone, Principal, Rate, Timestamp};
 
 /// Business messages to mobile users, at high volume.
 #[derive(Debug, Parser)]
@@ -46,6 +46,8 @@ pub enum Command {
     Send(SendArguments),
     /// Receive messages as a phone, live, and acknowledge them.
     Listen(ListenArguments),
+    /// Talk in the terminal, as a phone or a business: each line is a message.
+    Chat(ChatArguments),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -227,6 +229,27 @@ pub struct ListenArguments {
     /// End after this many messages.
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// `eshaar chat`
+#[derive(Debug, Args)]
+pub struct ChatArguments {
+    /// The server.
+    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Who you are: a phone, with a token made from the data directory's secret, or a business, by its API key.
+    #[arg(long = "as", value_name = "PHONE OR BUSINESS")]
+    pub who: Principal,
+    /// Whom you talk to: a business, or a phone.
+    #[arg(long, value_name = "BUSINESS OR PHONE")]
+    pub with: Principal,
+    /// A token of the phone, or an API key of the business with the permission `chat`, to use instead. Default for the
+    /// business `demo`: the key made at the first start.
+    #[arg(long, env = "ESHAAR_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Messages of before that are shown.
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub last: u32,
 }
 
 /// Where to begin.

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use crate::cli::{OperatorArguments, ServerArguments};
 use crate::first_start;
@@ -32,6 +35,23 @@ pub fn operator_key(
         Some(key) => Ok(key.clone()),
         None => first_start::operator_key(&data_dir()?).context("no --api-key was given"),
     }
+}
+
+/// A WebSocket to the gateway.
+pub type Socket = WebSocketStream<TcpStream>;
+
+/// Connects to the gateway at `url` with a token or an API key.
+pub async fn connect(url: &str, credential: &str) -> anyhow::Result<Socket> {
+    let address = url.strip_prefix("http://").context("--url must begin with http://")?;
+    let mut request = format!("ws://{address}/v1/ws").into_client_request().context("--url is not a URL")?;
+    let host = request.uri().host().context("--url has no host")?.to_owned();
+    let port = request.uri().port_u16().unwrap_or(80);
+    let headers = request.headers_mut();
+    headers.insert("Authorization", format!("Bearer {credential}").parse().context("the token is not one")?);
+    headers.insert("Sec-WebSocket-Protocol", "eshaar.v1.json".parse()?);
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(tokio_tungstenite::client_async(request, stream).await?.0)
 }
 
 /// The answer, or what the server's problem document says.

@@ -44,6 +44,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Send(arguments) => commands::send::run(&cli.settings, arguments).await,
         Command::Listen(arguments) => commands::listen::run(&cli.settings, &arguments).await,
+        Command::Chat(arguments) => Box::pin(commands::chat::run(&cli.settings, &arguments)).await,
         Command::Keys(command) => commands::keys::run(&cli.settings, command).await,
         Command::Token(arguments) => commands::token::run(&cli.settings, &arguments).await,
         Command::Topics(command) => commands::topics::run(&cli.settings, command).await,

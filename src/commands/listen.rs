@@ -3,23 +3,15 @@
 use std::io::{Write as _, stdout};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as Frame;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use crate::cli::{FromArgument, ListenArguments, Settings};
 use crate::commands::token;
-use crate::config;
-
-/// How long a token is valid that this command makes for itself.
-const TOKEN_TTL: Duration = Duration::from_hours(24);
-
-type Socket = WebSocketStream<TcpStream>;
+use crate::{client, config};
 
 /// What comes from the server, as far as a terminal shows it.
 #[derive(Deserialize)]
@@ -70,14 +62,14 @@ struct Listener<'a> {
 pub async fn run(settings: &Settings, arguments: &ListenArguments) -> anyhow::Result<()> {
     let token = match (&arguments.token, arguments.phone) {
         (Some(token), _) => token.clone(),
-        (None, Some(phone)) => token::issue(&config::load(settings)?, phone, TOKEN_TTL).await?,
+        (None, Some(phone)) => token::issue(&config::load(settings)?, phone, token::OWN_TTL).await?,
         (None, None) => bail!("give --phone or --token"),
     };
     let after = arguments.after.map(|cursor| cursor.to_string());
     let mut listener = Listener { arguments, token, after, left: arguments.count.unwrap_or(u64::MAX) };
     let mut backoff = Duration::from_millis(250);
     loop {
-        let wait = match listener.connect().await {
+        let wait = match client::connect(&arguments.url, &listener.token).await {
             Ok(socket) => {
                 backoff = Duration::from_millis(250);
                 match listener.listen(socket).await? {
@@ -99,20 +91,7 @@ pub async fn run(settings: &Settings, arguments: &ListenArguments) -> anyhow::Re
 }
 
 impl Listener<'_> {
-    async fn connect(&self) -> anyhow::Result<Socket> {
-        let url = self.arguments.url.strip_prefix("http://").context("--url must begin with http://")?;
-        let mut request = format!("ws://{url}/v1/ws").into_client_request().context("--url is not a URL")?;
-        let host = request.uri().host().context("--url has no host")?.to_owned();
-        let port = request.uri().port_u16().unwrap_or(80);
-        let headers = request.headers_mut();
-        headers.insert("Authorization", format!("Bearer {}", self.token).parse().context("the token is not one")?);
-        headers.insert("Sec-WebSocket-Protocol", "eshaar.v1.json".parse()?);
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(tokio_tungstenite::client_async(request, stream).await?.0)
-    }
-
-    async fn listen(&mut self, mut socket: Socket) -> anyhow::Result<Ended> {
+    async fn listen(&mut self, mut socket: client::Socket) -> anyhow::Result<Ended> {
         let hello = match (&self.after, self.arguments.from) {
             (Some(after), _) => json!({"op": "hello", "after": after}),
             (None, Some(FromArgument::Start)) => json!({"op": "hello", "from": "start"}),

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "printing is what these commands are for")]
 
 pub mod append;
+pub mod chat;
 pub mod check;
 pub mod console;
 pub mod dead_letters;

@@ -8,6 +8,9 @@ use eshaar_model::{Clock, Phone};
 use crate::cli::{Settings, TokenArguments};
 use crate::config::{self, Config};
 
+/// How long a token is valid that a command makes for itself.
+pub const OWN_TTL: Duration = Duration::from_hours(24);
+
 pub async fn run(settings: &Settings, arguments: &TokenArguments) -> anyhow::Result<()> {
     println!("{}", issue(&config::load(settings)?, arguments.phone, Duration::from_secs(arguments.ttl)).await?);
     Ok(())

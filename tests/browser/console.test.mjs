@@ -74,7 +74,7 @@ describe("the console", { concurrency: false, timeout: 120_000 }, () => {
     await page.getByText(`Phone ${name}`, { exact: true }).first().click();
     await page.getByLabel("Message", { exact: true }).fill(text);
     await page.getByLabel("Priority").selectOption(priority);
-    await page.getByRole("button", { name: "Send", exact: true }).click();
+    await page.locator("#sender").getByRole("button", { name: "Send", exact: true }).click();
     await followed(text).waitFor();
     await page.locator('#outcome[data-kind="good"]').waitFor();
   }
@@ -185,7 +185,7 @@ describe("the console", { concurrency: false, timeout: 120_000 }, () => {
     const before = await page.locator("#timeline > li").count();
     await page.getByLabel("Message", { exact: true }).fill("never sent");
     await page.getByLabel("Lifetime").fill("999999999");
-    await page.getByRole("button", { name: "Send", exact: true }).click();
+    await page.locator("#sender").getByRole("button", { name: "Send", exact: true }).click();
     await page.locator('#outcome[data-kind="bad"]', { hasText: "ttl_s" }).waitFor();
     assert.equal(await page.locator("#timeline > li").count(), before);
     await page.getByLabel("Lifetime").fill("");

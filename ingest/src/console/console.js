@@ -1,44 +1,9 @@
 // The try-it console: a sender, two phones that are WebSocket clients (docs/protocol.md), and a timeline.
 "use strict";
 
-const KEPT_MESSAGES = 100; // on a phone's screen
 const FOLLOWED = 8; // in the timeline
 const SETTLE_MS = 50; // between two acknowledgements, or two drawings, of a phone: a flood is taken in steps
 const FINAL = new Set(["read", "failed", "expired", "cancelled"]);
-
-const csrf = document.querySelector('meta[name="csrf-token"]').content;
-
-/** Calls the console's own server. Throws an Error that can be shown. */
-async function call(method, path, body, headers = {}) {
-  const init = { method, headers: { ...headers } };
-  if (method !== "GET") {
-    init.headers["x-csrf-token"] = csrf;
-    init.headers["content-type"] = "application/json";
-    init.body = JSON.stringify(body);
-  }
-  let response;
-  try {
-    response = await fetch(path, init);
-  } catch {
-    throw new Error("The server cannot be reached.");
-  }
-  const answer = await response.json().catch(() => ({}));
-  if (response.ok) return { answer, replayed: response.headers.get("idempotency-replayed") === "true" };
-  const where = answer.field ? `${answer.field}: ` : "";
-  throw Object.assign(new Error(where + (answer.detail ?? `status ${response.status}`)), { status: response.status });
-}
-
-function element(tag, properties = {}, ...children) {
-  const { dataset, ...rest } = properties;
-  const made = Object.assign(document.createElement(tag), rest);
-  Object.assign(made.dataset, dataset);
-  made.append(...children);
-  return made;
-}
-
-const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
-const clock = new Intl.DateTimeFormat(undefined, CLOCK);
-const time = (at) => clock.format(new Date(at));
 
 // ---- the timeline ----------------------------------------------------------------------------------------------
 
@@ -108,17 +73,15 @@ const timeline = {
 
 // ---- a phone ---------------------------------------------------------------------------------------------------
 
-class Phone {
+class Phone extends Client {
   constructor(card) {
-    this.card = card;
+    super(card);
     this.number = card.dataset.phone;
-    this.screen = card.querySelector(".screen");
-    this.stateLine = card.querySelector(".state");
     this.connectSwitch = card.querySelector(".connect");
     this.autoAck = card.querySelector(".auto-ack");
     this.ackButton = card.querySelector(".ack");
+    this.typingLine = card.querySelector(".typing");
     this.key = `eshaar.phone.${this.number}`;
-    this.attempt = 0;
     this.restore();
     this.connectSwitch.addEventListener("change", () => {
       if (this.connectSwitch.checked) this.connect();
@@ -128,6 +91,10 @@ class Phone {
     this.ackButton.addEventListener("click", () => {
       this.acknowledgeAll();
       this.changed();
+    });
+    composer(card.querySelector(".composer"), {
+      send: (content) => this.write(content),
+      typing: (on) => this.type(on),
     });
     this.draw();
     this.connect();
@@ -142,135 +109,122 @@ class Phone {
       // unreadable: begin anew
     }
     this.messages = kept.messages ?? [];
+    this.conversation = kept.conversation ?? null;
     this.cursor = kept.cursor ?? null; // of the last message acknowledged: giving it back is a receipt
   }
 
   keep() {
     const gone = this.messages.splice(0, this.messages.length - KEPT_MESSAGES);
     for (const message of gone) this.heard?.delete(message.id);
+    const { messages, conversation, cursor } = this;
     try {
-      sessionStorage.setItem(this.key, JSON.stringify({ messages: this.messages, cursor: this.cursor }));
+      sessionStorage.setItem(this.key, JSON.stringify({ messages, conversation, cursor }));
     } catch {
       // full: a reload begins from what was acknowledged
     }
   }
 
-  state(name, text) {
-    this.stateLine.dataset.state = name;
-    this.stateLine.textContent = text;
+  async credential() {
+    return (await call("POST", "/console/tokens", { phone: this.number })).answer;
   }
 
-  async connect() {
-    clearTimeout(this.retry);
-    this.state("connecting", "Connecting");
-    const generation = (this.generation = (this.generation ?? 0) + 1);
-    let token;
-    try {
-      token = (await call("POST", "/console/tokens", { phone: this.number })).answer;
-    } catch (error) {
-      if (generation !== this.generation) return;
-      if (error.status === 401) return this.refused(error.message);
-      return this.connectLater();
-    }
-    if (generation !== this.generation) return; // switched off, or connected anew, meanwhile
-    this.attach(token);
-  }
-
-  attach(token) {
-    this.token = token.access_token;
+  greeting() {
     this.heard = new Set(); // ids of what this connection brought
     this.received = null; // its newest cursor
-    const url = new URL("/v1/ws", location.href);
-    url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-    url.searchParams.set("access_token", token.access_token);
-    const socket = (this.socket = new WebSocket(url, "eshaar.v1.json"));
-    this.bye = null;
-    socket.addEventListener("open", () => {
-      const after = this.cursor ? { after: this.cursor } : {};
-      if (socket === this.socket) this.say({ op: "hello", device: "console", ...after });
-    });
-    socket.addEventListener("message", (event) => socket === this.socket && this.hear(JSON.parse(event.data)));
-    socket.addEventListener("close", (event) => socket === this.socket && this.closed(event));
-    this.renewAfter(token.valid_for_ms);
-  }
-
-  renewAfter(validForMs) {
-    clearTimeout(this.renewal);
-    this.renewal = setTimeout(async () => {
-      try {
-        const { answer } = await call("POST", "/console/tokens", { phone: this.number });
-        this.token = answer.access_token;
-        this.say({ op: "renew", access_token: answer.access_token });
-        this.renewAfter(answer.valid_for_ms);
-      } catch {
-        this.renewAfter(30_000);
-      }
-    }, validForMs * 0.8);
-  }
-
-  disconnect() {
-    this.generation += 1;
-    clearTimeout(this.retry);
-    clearTimeout(this.renewal);
-    const socket = this.socket;
-    this.socket = null;
-    socket?.close(1000);
-    this.state("offline", "Offline");
+    return this.cursor ? { after: this.cursor } : {};
   }
 
   refused(text) {
-    this.disconnect();
+    super.refused(text);
     this.connectSwitch.checked = false;
-    this.state("refused", text);
-  }
-
-  closed(event) {
-    clearTimeout(this.renewal);
-    this.socket = null;
-    if (event.code === 4503) return this.connect(); // the token ran out: the next one is new
-    if (event.code >= 4500) return this.refused(this.bye?.detail ?? this.bye?.reason ?? `Closed (${event.code})`);
-    this.connectLater(this.bye?.reconnect_after_ms);
-  }
-
-  connectLater(afterMs) {
-    this.state("connecting", "Reconnecting");
-    const backoff = Math.min(10_000, 250 * 2 ** this.attempt++) * (0.5 + Math.random());
-    this.retry = setTimeout(() => this.connect(), afterMs ?? backoff);
-  }
-
-  isOpen() {
-    return this.socket?.readyState === WebSocket.OPEN;
-  }
-
-  say(frame) {
-    if (this.isOpen()) this.socket.send(JSON.stringify(frame));
   }
 
   hear(frame) {
     switch (frame.op) {
       case "welcome":
-        this.attempt = 0;
-        this.state("online", "Online");
         this.tellReads();
+        if (this.conversation) this.say({ op: "join", conversation_id: this.conversation });
+        for (const message of this.messages.filter((message) => message.step === "sending")) this.send(message);
         break;
       case "message": // without a cursor: what the user said on another device
+        if (frame.conversation_id) this.enter(frame.conversation_id);
         if (frame.cursor) this.receive(frame);
+        else this.sent({ ...frame, ref: null });
+        break;
+      case "sent":
+        this.enter(frame.conversation_id);
+        this.sent(frame);
+        break;
+      case "status":
+        for (const message of this.messages) if (message.id === frame.id) advance(message, frame.status);
+        this.changed();
+        break;
+      case "typing":
+        this.typingLine.textContent = frame.on && frame.from !== this.number ? `${frame.from} is typing` : "";
+        break;
+      case "conversation":
+        if (frame.change === "closed" && frame.conversation_id === this.conversation) this.conversation = null;
+        break;
+      case "error":
+        this.failed(frame);
         break;
       case "gap": // what follows begins at the oldest kept; ids tell what is known already
         this.cursor = null;
         this.keep();
         break;
-      case "bye":
-        this.bye = frame;
-        break;
-      default: // caught_up, renewed, pong, error: nothing to show
+      default: // caught_up, renewed, pong, joined, left, missed: nothing to show
     }
+  }
+
+  /** From now on it is told who types there. */
+  enter(conversation) {
+    if (this.conversation === conversation) return;
+    this.conversation = conversation;
+    this.say({ op: "join", conversation_id: conversation });
+  }
+
+  type(on) {
+    if (!this.conversation || !this.isOpen()) return false;
+    this.say({ op: "typing", conversation_id: this.conversation, on });
+    return on;
+  }
+
+  /** Sends to the business; while offline, that is done at the next welcome, under the same ref. */
+  write(content) {
+    const message = { id: null, ref: randomKey(), own: true, content, priority: "normal", sentAt: Date.now(), step: "sending" };
+    this.messages.push(message);
+    this.send(message);
+    this.changed();
+  }
+
+  send({ ref, content }) {
+    this.say({ op: "send", ref, to: this.card.dataset.business, content });
+  }
+
+  sent({ ref, id, sent_at, content }) {
+    let message = this.messages.find((message) => (ref && message.ref === ref) || message.id === id);
+    if (!message) {
+      message = { id, own: true, content, priority: "normal", step: "sending" };
+      this.messages.push(message);
+    }
+    Object.assign(message, { id, sentAt: sent_at });
+    advance(message, "sent");
+    this.changed();
+  }
+
+  failed({ ref, temporary, retry_after_ms }) {
+    const message = this.messages.find((message) => ref && message.ref === ref);
+    if (!message) return;
+    if (temporary) setTimeout(() => this.send(message), retry_after_ms ?? 1_000);
+    else advance(message, "refused");
+    this.changed();
   }
 
   receive({ id, cursor, content, priority, sent_at }) {
     const known = this.messages.find((message) => message.id === id);
     this.received = cursor;
     this.heard.add(id);
+    this.typingLine.textContent = "";
     if (!known) this.messages.push({ id, content, priority, sentAt: sent_at, step: "received" });
     this.changed();
   }
@@ -289,7 +243,7 @@ class Phone {
 
   /** Opening a message reads it; while offline, that is told at the next welcome. */
   read(message) {
-    if (message.step === "read") return;
+    if (message.own || message.step === "read") return;
     message.step = "read";
     message.untold = true;
     this.tellReads();
@@ -305,9 +259,8 @@ class Phone {
         this.say({ op: "read", ids: [message.id] });
         continue;
       }
-      const headers = { authorization: `Bearer ${this.token}` };
-      const told = await fetch(`/v1/messages/${message.id}/read`, { method: "POST", headers }).catch(() => null);
-      message.untold = !told || told.status >= 500;
+      const told = await this.ask("POST", `/v1/messages/${message.id}/read`).catch((error) => error);
+      message.untold = told instanceof Error && !(told.status < 500);
     }
     this.keep();
   }
@@ -330,23 +283,17 @@ class Phone {
     const waiting = this.unacknowledged().length;
     this.ackButton.disabled = waiting === 0;
     this.ackButton.textContent = waiting ? `Acknowledge ${waiting}` : "Acknowledge";
-    if (!this.messages.length) return;
-    const atEnd = this.screen.scrollHeight - this.screen.scrollTop - this.screen.clientHeight < 40;
-    this.screen.replaceChildren(...this.messages.map((message) => this.bubble(message)));
-    if (atEnd) this.screen.scrollTop = this.screen.scrollHeight;
+    if (this.messages.length) this.show(this.messages);
   }
 
   bubble(message) {
-    const ticks = message.step === "received" ? "✓" : "✓✓";
     const meta = element("span", { className: "meta" });
     if (message.priority !== "normal") {
       meta.append(element("span", { className: `priority ${message.priority}`, textContent: message.priority }));
     }
-    const mark = element("span", { className: "ticks", textContent: ticks, dataset: { step: message.step } });
-    mark.setAttribute("role", "img");
-    mark.setAttribute("aria-label", message.step);
-    meta.append(time(message.sentAt), mark);
+    meta.append(time(message.sentAt), ticks(message));
     const content = element("span", { className: "content", dir: "auto", textContent: message.content });
+    if (message.own) return element("li", { className: "own" }, element("div", { className: "message" }, content, meta));
     const title = message.step === "read" ? "" : "Open it: that marks it read";
     const button = element("button", { type: "button", className: "message", title }, content, meta);
     button.addEventListener("click", () => this.read(message));
@@ -397,10 +344,5 @@ form.addEventListener("submit", async (event) => {
 });
 
 repeat.addEventListener("click", () => last && submit(last));
-
-/** 128 random bits; `crypto.randomUUID` is there on secure origins only. */
-function randomKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
 
 for (const card of document.querySelectorAll(".phone")) new Phone(card);

@@ -1,4 +1,4 @@
-//! The try-it console at `/console`: a sender beside two phones, and where each message is; and operators' pages, of dead
+//! The try-it console at `/console`: a sender and an agent beside two phones, and where each message is; and operators' pages, of dead
 //! letters and the audit log ([`letters`]).
 //!
 //! It has no way of its own to a message: what the page sends goes through the HTTP API as a request of the demo
@@ -34,6 +34,8 @@ use session::{Session, Sessions};
 
 /// The phones of the page.
 pub const PHONES: [&str; 2] = ["+966500000001", "+966500000002"];
+/// The business that the page sends as, and whose agent is on it.
+const BUSINESS: &str = "demo";
 
 /// How long a phone's token is good; the page renews it before.
 const TOKEN_FOR: Duration = Duration::from_mins(10);
@@ -98,10 +100,13 @@ pub fn router(deps: Deps) -> Router {
         .route("/console", get(show))
         .route("/console/console.css", get(async || asset("text/css; charset=utf-8", include_str!("console.css"))))
         .route("/console/console.js", get(async || asset("text/javascript; charset=utf-8", include_str!("console.js"))))
+        .route("/console/client.js", get(async || asset("text/javascript; charset=utf-8", include_str!("client.js"))))
+        .route("/console/agent.js", get(async || asset("text/javascript; charset=utf-8", include_str!("agent.js"))))
         .route("/console/icon.svg", get(async || asset("image/svg+xml", include_str!("icon.svg"))))
         .route("/console/messages", post(send))
         .route("/console/messages/{id}", get(status))
         .route("/console/tokens", post(token))
+        .route("/console/agent", post(agent))
         .route("/console/dead-letters", get(letters::list))
         .route("/console/dead-letters/{id}", get(letters::show).post(letters::act))
         .route("/console/audit", get(letters::audit))
@@ -242,6 +247,16 @@ struct TokenAnswer {
     access_token: String,
     /// Milliseconds: the page's own clock may be wrong, so how long, not until when.
     valid_for_ms: u64,
+}
+
+#[derive(Serialize)]
+struct AgentAnswer {
+    access_token: String,
+}
+
+/// What the page's agent connects with: the key that the page sends with, which whoever has a session may use already.
+async fn agent(State(console): State<Console>, _: FromThePage) -> Json<AgentAnswer> {
+    Json(AgentAnswer { access_token: console.api_key.clone() })
 }
 
 /// A short-lived token for one of the page's phones, and for no other.

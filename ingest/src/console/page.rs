@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, html};
 
-use super::PHONES;
+use super::{BUSINESS, PHONES};
 
 pub(super) fn document(body: &Markup, csrf: Option<&str>) -> Markup {
     html! {
@@ -17,7 +17,9 @@ pub(super) fn document(body: &Markup, csrf: Option<&str>) -> Markup {
                 link rel="stylesheet" href="/console/console.css";
                 @if let Some(csrf) = csrf {
                     meta name="csrf-token" content=(csrf);
-                    script src="/console/console.js" defer {}
+                    @for script in ["client", "console", "agent"] {
+                        script src={ "/console/" (script) ".js" } defer {}
+                    }
                 }
             }
             body { (body) }
@@ -49,7 +51,7 @@ pub(super) fn console(csrf: &str) -> Markup {
     let body = html! {
         header class="top" {
             h1 { "eshaar " span class="quiet" { "console" } }
-            p class="quiet" { "Send a message as the demo business and see it arrive." }
+            p class="quiet" { "Send a message as the demo business and see it arrive; or talk, as its agent and as a phone." }
             nav class="links" aria-label="Pages" {
                 a href="/console/dead-letters" { "Dead letters" }
                 a href="/console/audit" { "Audit log" }
@@ -58,6 +60,7 @@ pub(super) fn console(csrf: &str) -> Markup {
         main class="desk" {
             div class="side" { (sender()) (timeline()) }
             div class="phones" {
+                (agent_card())
                 @for (name, phone) in ["A", "B"].into_iter().zip(PHONES) { (phone_card(name, phone)) }
             }
         }
@@ -126,7 +129,7 @@ fn timeline() -> Markup {
 
 fn phone_card(name: &str, phone: &str) -> Markup {
     html! {
-        section class="card phone" data-phone=(phone) data-name=(name) aria-label={ "Phone " (name) } {
+        section class="card phone" data-phone=(phone) data-business=(BUSINESS) data-name=(name) aria-label={ "Phone " (name) } {
             header {
                 div {
                     h2 { "Phone " (name) }
@@ -137,6 +140,7 @@ fn phone_card(name: &str, phone: &str) -> Markup {
             ol class="screen" aria-live="polite" aria-label={ "Messages of phone " (name) } tabindex="0" {
                 li class="empty" { "No messages yet." }
             }
+            (composer("Write to the business"))
             footer {
                 label class="switch" {
                     input type="checkbox" role="switch" class="connect" checked;
@@ -147,6 +151,43 @@ fn phone_card(name: &str, phone: &str) -> Markup {
                     span { "Acknowledge at once" }
                 }
                 button type="button" class="ack" disabled { "Acknowledge" }
+            }
+        }
+    }
+}
+
+fn agent_card() -> Markup {
+    html! {
+        section class="card agent" data-business=(BUSINESS) aria-label="Agent" {
+            header {
+                div {
+                    h2 { "Agent" }
+                    p class="quiet number" dir="ltr" { (BUSINESS) }
+                }
+                p class="state" role="status" data-state="offline" { "Offline" }
+            }
+            fieldset class="choice" {
+                legend { "Conversation with" }
+                @for (name, phone) in ["A", "B"].into_iter().zip(PHONES) {
+                    label {
+                        input type="radio" name="talk" value=(phone) checked[name == "A"];
+                        span { "Phone " (name) " " b class="badge" hidden { } }
+                    }
+                }
+            }
+            ol class="screen" aria-live="polite" aria-label="Messages of the agent" tabindex="0" { }
+            (composer("Write to the phone"))
+        }
+    }
+}
+
+fn composer(label: &str) -> Markup {
+    html! {
+        div {
+            p class="typing quiet" role="status" { }
+            form class="composer" {
+                input type="text" maxlength="10000" dir="auto" autocomplete="off" aria-label=(label) placeholder=(label);
+                button type="submit" { "Send" }
             }
         }
     }

@@ -108,7 +108,7 @@ async fn without_a_session_there_is_only_a_page_that_says_how_to_get_one() {
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     assert!(page.contains("eshaar serve") && !page.contains("<script"), "{page}");
     assert_eq!(browser.get("/console/messages/x").await.0, StatusCode::UNAUTHORIZED);
-    for path in ["/console/messages", "/console/tokens"] {
+    for path in ["/console/messages", "/console/tokens", "/console/agent"] {
         let (status, problem) = browser.post(path, json!({"phone": PHONES[0]})).await;
         assert_eq!((status, &problem["code"]), (StatusCode::UNAUTHORIZED, &json!("no_session")), "{path}");
     }
@@ -137,7 +137,7 @@ async fn a_session_ends() {
 async fn changes_need_the_pages_token() {
     let mut browser = Browser::logged_in().await;
     browser.csrf = None;
-    for path in ["/console/messages", "/console/tokens"] {
+    for path in ["/console/messages", "/console/tokens", "/console/agent"] {
         let (status, problem) = browser.post(path, json!({"phone": PHONES[0]})).await;
         assert_eq!((status, &problem["code"]), (StatusCode::FORBIDDEN, &json!("csrf")), "{path}");
     }
@@ -179,7 +179,7 @@ async fn the_page_holds_nothing_inline_and_nothing_from_elsewhere() {
     let mut browser = Browser::logged_in().await;
     let (_, page) = browser.get("/console").await;
     assert!(!page.contains("style=") && !page.contains("onclick") && !page.contains("://"), "{page}");
-    for asset in ["/console/console.css", "/console/console.js"] {
+    for asset in ["/console/console.css", "/console/client.js", "/console/console.js", "/console/agent.js"] {
         assert!(page.contains(asset));
         let (status, text) = browser.get(asset).await;
         assert!(status == StatusCode::OK && !text.contains("https://"));

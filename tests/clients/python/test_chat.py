@@ -4,6 +4,7 @@ cluster with the two sides on different gateways."""
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -226,7 +227,10 @@ async def test_a_phone_that_was_away_catches_up_and_an_agent_does_by_the_convers
             await said(agent, to=talk.phone.name, content=content)
     conversation = sent["conversation_id"]
     async with await talk.phone.sessions.connect() as device:
-        assert contents(await device.messages(3)) == ["one", "two", "three"]
+        waited = [frame for frame in await device.until("caught_up") if frame["op"] == "message"]
+        while len(waited) < 3:  # it was told of them before they were in the stream
+            waited += await frames(device, ("message", {}))
+        assert contents(waited) == ["one", "two", "three"]
     last = (await eventually(lambda: talk.business.history(conversation)))[-1]["position"]
     async with await talk.phone.session() as device:
         for content in ("four", "five"):
@@ -294,9 +298,66 @@ async def test_nobody_else_learns_of_a_conversation(talk: Talk):
         assert (await stranger.get(""))["conversations"] == []
 
 
-async def test_many_that_begin_at_once_from_two_apis_are_in_one_conversation(talk: Talk):
+async def test_a_thousand_that_begin_at_once_from_two_apis_are_in_one_conversation(talk: Talk):
+    at_once = asyncio.Semaphore(200)
+
     async def start(number: int) -> str:
         who, other = (talk.business, talk.phone) if number % 2 else (talk.phone, talk.business)
-        return (await who.post("", **{"with": other.name}))["id"]
+        async with at_once:
+            return (await who.post("", **{"with": other.name}))["id"]
 
-    assert len(set(await asyncio.gather(*(start(number) for number in range(200))))) == 1
+    ids = set(await asyncio.gather(*(start(number) for number in range(1_000))))
+    assert len(ids) == 1
+    assert [of["id"] for of in (await talk.phone.get(""))["conversations"]] == list(ids)
+
+
+async def test_closing_and_starting_in_a_race_never_leaves_two_open(talk: Talk):
+    async def close() -> None:
+        page = await talk.business.get("", status="active")
+        for conversation in page["conversations"]:
+            await talk.business.post(f"/{conversation['id']}/close")
+
+    async def start(number: int) -> None:
+        who, other = (talk.business, talk.phone) if number % 2 else (talk.phone, talk.business)
+        await who.post("", **{"with": other.name})
+
+    for _ in range(10):
+        await asyncio.gather(*(close() if number % 3 == 0 else start(number) for number in range(12)))
+        for one in (talk.business, talk.phone):
+            assert len((await one.get("", status="active"))["conversations"]) <= 1
+    await start(0)
+    open_ids = [of["id"] for of in (await talk.business.get("", status="active"))["conversations"]]
+    assert len(open_ids) == 1
+
+
+@pytest.mark.skipif("CONVERSATIONS" not in os.environ, reason="a measurement: CONVERSATIONS says how many there are")
+async def test_how_long_the_first_and_a_late_page_of_the_list_take(talk: Talk):
+    """Prints the median and the 99th percentile of the first, the middle and the last page of 25, in milliseconds."""
+    count = int(os.environ["CONVERSATIONS"])
+    at_once = asyncio.Semaphore(32)
+
+    async def start(number: int) -> None:
+        async with at_once:
+            await talk.business.post("", **{"with": f"+96655{number:07}"})
+
+    await asyncio.gather(*(start(number) for number in range(count)))
+    cursors: list[str | None] = [None]
+    seen: set[str] = set()
+    while True:
+        page = await talk.business.get("", limit=25, **({"cursor": cursors[-1]} if cursors[-1] else {}))
+        seen |= {conversation["id"] for conversation in page["conversations"]}
+        if page["next_cursor"] is None:
+            break
+        cursors.append(page["next_cursor"])
+    assert len(seen) == count
+    places = {"first": 0, "middle": len(cursors) // 2, "last": len(cursors) - 2}
+    took: dict[str, list[float]] = {name: [] for name in places}
+    for _ in range(200):
+        for name, place in places.items():
+            query = {"cursor": cursors[place]} if cursors[place] else {}
+            begun = time.perf_counter()
+            await talk.business.get("", limit=25, **query)
+            took[name].append((time.perf_counter() - begun) * 1_000)
+    for name, times in took.items():
+        times.sort()
+        print(f"\n{name} (page {places[name] + 1} of {len(cursors)}): p50 {times[100]:.1f} ms, p99 {times[198]:.1f} ms")

@@ -34,6 +34,50 @@ async def test_a_message_is_sent_in_one_terminal_and_read_in_another(server: Ser
     assert message["content"] == "Your card was used." and message["id"] in output
 
 
+class Terminal:
+    """A command that is typed to and read from while it runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    @classmethod
+    async def run(cls, *arguments: object) -> Terminal:
+        words = [str(word) for word in (binary(), *arguments)]
+        pipe = asyncio.subprocess.PIPE
+        return cls(await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, env=environment()))
+
+    async def type(self, line: str) -> None:
+        self.process.stdin.write(f"{line}\n".encode())
+        await self.process.stdin.drain()
+
+    async def shows(self, line: str) -> None:
+        """Reads on until this line."""
+        async with asyncio.timeout(15):
+            while (shown := (await self.process.stdout.readline()).decode().rstrip("\n")) != line:
+                assert shown or not self.process.stdout.at_eof(), f"it ended before {line!r}"
+
+    async def end(self) -> int:
+        """The end of its input."""
+        self.process.stdin.close()
+        return await asyncio.wait_for(self.process.wait(), 15)
+
+
+async def test_a_phone_and_a_business_talk_in_two_terminals(server: Server, phone: Phone):
+    here = ("chat", "--data-dir", server.data_dir, "--url", server.url)
+    device = await Terminal.run(*here, "--as", phone.number, "--with", "demo")
+    await device.shows(f"connected as {phone.number}")
+    await device.type("Is my card lost?")
+    await device.shows("you: Is my card lost?")
+    agent = await Terminal.run(*here, "--as", "demo", "--with", phone.number)
+    await agent.shows(f"{phone.number}: Is my card lost?")
+    await agent.shows("connected as demo")
+    await agent.type("It is not.")
+    await agent.shows("you: It is not.")
+    await device.shows("demo: It is not.")
+    await agent.shows("  read: It is not.")
+    assert (await device.end(), await agent.end()) == (0, 0)
+
+
 async def test_a_file_of_messages_is_sent(server: Server, phone: Phone, tmp_path):
     file = tmp_path / "messages.ndjson"
     texts = [f"message {n}" for n in range(20)]

@@ -1,0 +1,143 @@
+// Chat on the try-it page in a real Chromium: an agent and two phones.
+//
+// SCREENSHOTS names a directory for pictures of the page.
+
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { join } from "node:path";
+import { after, before, beforeEach, describe, test } from "node:test";
+import { promisify } from "node:util";
+
+import { chromium } from "playwright-core";
+
+import { Server } from "../clients/node/server.mjs";
+
+const BINARY = process.env.ESHAAR_BIN ?? new URL("../../target/debug/eshaar", import.meta.url).pathname;
+const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
+const WIDE = { width: 1280, height: 900 };
+const NARROW = { width: 360, height: 740 };
+const WAIT_MS = 10_000;
+
+describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => {
+  let server, browser, page;
+  const complaints = [];
+
+  before(async () => {
+    server = await Server.start();
+    const { stdout } = await promisify(execFile)(BINARY, ["console", "--data-dir", server.dataDir]);
+    const link = new URL(stdout.trim());
+    browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
+    const context = await browser.newContext({ viewport: WIDE });
+    context.setDefaultTimeout(WAIT_MS);
+    page = await context.newPage();
+    page.on("console", (message) => {
+      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+    });
+    page.on("pageerror", (error) => complaints.push(error.stack));
+    await page.goto(`${server.url}${link.pathname}${link.search}`);
+  });
+
+  after(async () => {
+    await browser?.close();
+    await server?.stop();
+  });
+
+  beforeEach(async () => {
+    for (const name of ["Phone A", "Phone B", "Agent"]) await state(name, "Online");
+  });
+
+  const card = (name) => page.getByRole("region", { name, exact: true });
+  const state = (name, text) => card(name).locator(".state", { hasText: text }).waitFor();
+  const contents = (name) => card(name).locator(".content").allTextContents();
+  const message = (name, text) => card(name).locator(".message", { hasText: text });
+  const line = (name) => card(name).locator(".composer input");
+  const ticks = (name, text, step) => message(name, text).getByRole("img", { name: step, exact: true }).waitFor();
+  const talkTo = (name) => card("Agent").getByText(name).click();
+
+  async function write(name, text) {
+    await line(name).fill(text);
+    await card(name).locator(".composer").getByRole("button", { name: "Send" }).click();
+    await message(name, text).waitFor();
+  }
+
+  async function picture(name) {
+    const directory = process.env.SCREENSHOTS;
+    if (directory) await page.screenshot({ path: join(directory, `${name}.png`), fullPage: true });
+  }
+
+  test("a phone asks, the agent answers, and ticks go forward on both", async () => {
+    await write("Phone A", "هل فُقدت بطاقتي؟");
+    await message("Agent", "هل فُقدت بطاقتي؟").waitFor();
+    await ticks("Phone A", "هل فُقدت بطاقتي؟", "read"); // the agent looks at it
+    await write("Agent", "It is not.");
+    await message("Phone A", "It is not.").waitFor();
+    await ticks("Agent", "It is not.", "delivered");
+    await message("Phone A", "It is not.").click();
+    await ticks("Agent", "It is not.", "read");
+    assert.deepEqual(await contents("Agent"), ["هل فُقدت بطاقتي؟", "It is not."]);
+    assert.deepEqual(await contents("Phone A"), ["هل فُقدت بطاقتي؟", "It is not."]);
+    assert.deepEqual(await contents("Phone B"), []);
+  });
+
+  test("typing shows at the other side, and goes", async () => {
+    await line("Phone A").pressSequentially("I th");
+    await card("Agent").locator(".typing", { hasText: "+966500000001 is typing" }).waitFor();
+    await line("Phone A").fill("");
+    await line("Agent").focus(); // which stops it
+    await card("Agent").locator(".typing", { hasText: /^$/ }).waitFor({ state: "attached" });
+    await line("Agent").pressSequentially("Wait");
+    await card("Phone A").locator(".typing", { hasText: "demo is typing" }).waitFor();
+    await write("Agent", "Wait a moment");
+    await message("Phone A", "Wait a moment").waitFor();
+    await card("Phone A").locator(".typing", { hasText: /^$/ }).waitFor({ state: "attached" });
+  });
+
+  test("what another phone says waits unread until the agent looks at it", async () => {
+    await write("Phone B", "Hello from B");
+    await card("Agent").locator(".badge", { hasText: "1" }).waitFor();
+    await ticks("Phone B", "Hello from B", "delivered");
+    assert.ok(!(await contents("Agent")).includes("Hello from B"));
+    await talkTo("Phone B");
+    await message("Agent", "Hello from B").waitFor();
+    await ticks("Phone B", "Hello from B", "read");
+    await write("Agent", "Hello B");
+    await message("Phone B", "Hello B").waitFor();
+    assert.ok(!(await contents("Phone A")).includes("Hello B"));
+    await talkTo("Phone A");
+  });
+
+  test("a phone that was away catches up, and sends what it wrote meanwhile", async () => {
+    await card("Phone A").getByLabel("Connected", { exact: true }).uncheck();
+    await state("Phone A", "Offline");
+    await write("Agent", "Are you there?");
+    await ticks("Agent", "Are you there?", "sent");
+    await write("Phone A", "written on a train");
+    await ticks("Phone A", "written on a train", "sending");
+    await card("Phone A").getByLabel("Connected", { exact: true }).check();
+    await message("Phone A", "Are you there?").waitFor();
+    await ticks("Agent", "Are you there?", "delivered");
+    await message("Agent", "written on a train").waitFor();
+    await ticks("Phone A", "written on a train", "read");
+  });
+
+  test("over a reload both have what was said", async () => {
+    await page.reload();
+    for (const name of ["Phone A", "Agent"]) await message(name, "written on a train").waitFor();
+    assert.equal(await message("Agent", "written on a train").count(), 1);
+    await write("Phone A", "after the reload");
+    await message("Agent", "after the reload").waitFor();
+  });
+
+  test("it fits narrow and wide windows, in light and dark, and logs no error", async () => {
+    for (const [width, viewport] of Object.entries({ narrow: NARROW, wide: WIDE })) {
+      for (const colorScheme of ["light", "dark"]) {
+        await page.setViewportSize(viewport);
+        await page.emulateMedia({ colorScheme });
+        await picture(`chat-${width}-${colorScheme}`);
+        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(overflow <= 0, `${width}, ${colorScheme}: ${overflow} px too wide`);
+      }
+    }
+    assert.deepEqual(complaints, []);
+  });
+});
