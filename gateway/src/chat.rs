@@ -132,6 +132,17 @@ pub(crate) async fn done(chat: &mut Option<Box<Chat>>) -> Done {
     }
 }
 
+/// What is to be done about somebody who types.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Typed {
+    /// The session has not joined the conversation.
+    NotJoined,
+    /// Nothing: the others were told a moment ago.
+    Known,
+    /// The two of the conversation are to be told.
+    News(Pair),
+}
+
 /// There are as many as there may be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooMany;
@@ -179,19 +190,20 @@ impl Chat {
         self.joined.iter().any(|joined| joined.conversation == conversation)
     }
 
-    /// Notes whether the principal types in a conversation, at `now`; the two who are to be told of it, where somebody is.
-    /// `None`: it has not joined.
-    pub(crate) fn type_in(&mut self, conversation: ConversationId, on: bool, now: Ticks) -> Option<Option<Pair>> {
-        let joined = self.joined.iter_mut().find(|joined| joined.conversation == conversation)?;
+    /// Notes whether the principal types in a conversation, at `now`.
+    pub(crate) fn type_in(&mut self, conversation: ConversationId, on: bool, now: Ticks) -> Typed {
+        let joined = self.joined.iter_mut().find(|joined| joined.conversation == conversation);
+        let Some(joined) = joined else { return Typed::NotJoined };
         let is_news = match (on, joined.typing) {
             (true, Some(told)) => now.saturating_sub(told) >= TYPING_AGAIN,
             (true, None) => true,
             (false, typing) => typing.is_some(),
         };
-        if is_news {
-            joined.typing = on.then_some(now);
+        if !is_news {
+            return Typed::Known;
         }
-        Some(is_news.then(|| joined.pair.clone()))
+        joined.typing = on.then_some(now);
+        Typed::News(joined.pair.clone())
     }
 
     /// A message of this session stands in a conversation: whoever saw it type does not see it any more.

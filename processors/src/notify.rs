@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(told().await, []);
         let (to_business, to_phone) = (("acme-bank".into(), PHONE.into()), (PHONE.into(), "acme-bank".into()));
         engines.connect("acme-bank").await;
-        assert_eq!(told().await, [to_business.clone()]);
+        assert_eq!(told().await, std::slice::from_ref(&to_business));
         engines.connect(PHONE).await;
         assert_eq!(told().await, [to_business, to_phone]);
     }

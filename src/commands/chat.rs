@@ -119,20 +119,17 @@ pub async fn run(settings: &Settings, arguments: &ChatArguments) -> anyhow::Resu
     chat.show_history(&http).await?;
     let mut backoff = Duration::from_millis(250);
     loop {
-        let wait = match client::connect(&arguments.url, &chat.credential).await {
-            Ok(socket) => {
-                backoff = Duration::from_millis(250);
-                match chat.talk(socket).await {
-                    Ok(Ended::Enough) => return Ok(()),
-                    Ok(Ended::Reconnect(wait)) => wait,
-                    Err(error) if error.is::<Broken>() => Duration::from_secs(1),
-                    Err(error) => return Err(error),
-                }
+        let wait = if let Ok(socket) = client::connect(&arguments.url, &chat.credential).await {
+            backoff = Duration::from_millis(250);
+            match chat.talk(socket).await {
+                Ok(Ended::Enough) => return Ok(()),
+                Ok(Ended::Reconnect(wait)) => wait,
+                Err(error) if error.is::<Broken>() => Duration::from_secs(1),
+                Err(error) => return Err(error),
             }
-            Err(_) => {
-                backoff = (backoff * 2).min(Duration::from_secs(15));
-                backoff.mul_f64(rand::random_range(0.5..1.0))
-            }
+        } else {
+            backoff = (backoff * 2).min(Duration::from_secs(15));
+            backoff.mul_f64(rand::random_range(0.5..1.0))
         };
         tokio::time::sleep(wait).await;
     }
@@ -260,10 +257,10 @@ impl Chat<'_> {
                     show(format_args!("  {status}: {content}"))?;
                 }
             }
-            Received::Conversation { conversation_id, change, by } if conversation_id == self.conversation => {
-                if change != "read" {
-                    show(format_args!("  {by}: {}", change.replace('_', " ")))?;
-                }
+            Received::Conversation { conversation_id, change, by }
+                if conversation_id == self.conversation && change != "read" =>
+            {
+                show(format_args!("  {by}: {}", change.replace('_', " ")))?;
             }
             Received::Typing { conversation_id, from, on: true } if conversation_id == self.conversation => {
                 show(format_args!("  {from} types"))?;

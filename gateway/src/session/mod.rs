@@ -210,7 +210,6 @@ impl<S: Io> Session<S> {
                     Taken::Cancelled => meters.cancelled.increment(1),
                     Taken::Dropped => {}
                 },
-                (Hint::Message(_), None) => {}
                 (Hint::Said(said), _) if hears => Self::say(shared, &mut self.chat, &said, frames),
                 (Hint::Frame(About::Message, json), _) => frames.text(|bytes| bytes.extend_from_slice(&json)),
                 (Hint::Frame(About::Conversation, json), _) if hears => {
@@ -222,7 +221,7 @@ impl<S: Io> Session<S> {
                         frames.text(|bytes| Reply::Typing { conversation_id, from, on }.render(bytes));
                     }
                 }
-                (Hint::Said(_) | Hint::Frame(About::Conversation, _), _) => {}
+                (Hint::Message(_), None) | (Hint::Said(_) | Hint::Frame(About::Conversation, _), _) => {}
             }
         }
     }

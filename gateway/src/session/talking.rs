@@ -8,7 +8,7 @@ use eshaar_service::Problem;
 use smallvec::SmallVec;
 
 use super::{End, Session};
-use crate::chat::{Chat, Done, Errand, JOINED, NewMessage, TooMany, WAITING};
+use crate::chat::{Chat, Done, Errand, JOINED, NewMessage, Typed, WAITING};
 use crate::protocol::{Reply, Request};
 use crate::receipts;
 use crate::socket::Io;
@@ -50,14 +50,11 @@ impl<S: Io> Session<S> {
     }
 
     async fn begin(&mut self, errand: Errand, reference: Option<&str>) -> Result<(), End> {
-        match self.chat.get_or_insert_default().run(&self.shared, &self.identity, errand) {
-            Ok(()) => Ok(()),
-            Err(TooMany) => {
-                let detail =
-                    format!("{WAITING} frames of this session wait already, which are the most; send it again");
-                self.error(reference, "too_many_waiting", &detail, true).await
-            }
+        if self.chat.get_or_insert_default().run(&self.shared, &self.identity, errand).is_ok() {
+            return Ok(());
         }
+        let detail = format!("{WAITING} frames of this session wait already, which are the most; send it again");
+        self.error(reference, "too_many_waiting", &detail, true).await
     }
 
     /// Tells the client what came of an errand, and begins the next.
@@ -78,15 +75,12 @@ impl<S: Io> Session<S> {
             Done::Read(Ok(())) | Done::Told => Ok(()),
             Done::Read(Err(problem)) => self.refuse(None, &problem).await,
             Done::Joined { conversation, reference, pair: Ok(pair) } => {
-                match self.chat.get_or_insert_default().join(conversation, pair) {
-                    Ok(()) => {
-                        let r#ref = reference.as_deref();
-                        self.reply(&Reply::Joined { r#ref, conversation_id: conversation }).await
-                    }
-                    Err(TooMany) => {
-                        let detail = format!("this session has joined {JOINED} conversations, which are the most");
-                        self.error(reference.as_deref(), "too_many_joined", &detail, false).await
-                    }
+                let reference = reference.as_deref();
+                if self.chat.get_or_insert_default().join(conversation, pair).is_ok() {
+                    self.reply(&Reply::Joined { r#ref: reference, conversation_id: conversation }).await
+                } else {
+                    let detail = format!("this session has joined {JOINED} conversations, which are the most");
+                    self.error(reference, "too_many_joined", &detail, false).await
                 }
             }
             Done::Joined { reference, pair: Err(problem), .. } => self.refuse(reference.as_deref(), &problem).await,
@@ -104,11 +98,15 @@ impl<S: Io> Session<S> {
 
     async fn typing(&mut self, conversation: ConversationId, on: bool, reference: Option<&str>) -> Result<(), End> {
         let now = self.shared.ticks();
-        let told = self.chat.as_mut().and_then(|chat| chat.type_in(conversation, on, now));
-        let Some(told) = told else {
-            return self.error(reference, "not_joined", "join the conversation first", false).await;
+        let typed = self.chat.as_mut().map_or(Typed::NotJoined, |chat| chat.type_in(conversation, on, now));
+        let pair = match typed {
+            Typed::NotJoined => {
+                return self.error(reference, "not_joined", "join the conversation first", false).await;
+            }
+            Typed::Known => return Ok(()),
+            Typed::News(pair) => pair,
         };
-        let (Some(pair), Some(node)) = (told, self.shared.node()) else { return Ok(()) };
+        let Some(node) = self.shared.node() else { return Ok(()) };
         let Some(side) = pair.side_of(&self.handle.principal) else { return Ok(()) };
         let typing = Typing::new(conversation, &pair, (side, on), (node.slot, self.handle.id));
         self.begin(Errand::Tell(typing), reference).await

@@ -83,7 +83,7 @@ struct RawConversation<'a> {
     #[serde(borrow, default)]
     with: Field<'a>,
     #[serde(flatten, borrow)]
-    others: std::collections::BTreeMap<std::borrow::Cow<'a, str>, serde::de::IgnoredAny>,
+    others: std::collections::BTreeMap<std::borrow::Cow<'a, str>, Field<'a>>,
 }
 
 fn pair(who: &Principal, body: &[u8], depth: usize) -> Result<Pair, Problem> {

@@ -69,7 +69,7 @@ struct Raw<'a> {
     #[serde(borrow, default)]
     up_to: Field<'a>,
     #[serde(flatten, borrow)]
-    others: std::collections::BTreeMap<std::borrow::Cow<'a, str>, serde::de::IgnoredAny>,
+    others: std::collections::BTreeMap<std::borrow::Cow<'a, str>, Field<'a>>,
 }
 
 fn parse(bytes: &[u8], depth: usize) -> Result<Option<ConversationPosition>, Problem> {

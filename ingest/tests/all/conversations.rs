@@ -476,7 +476,7 @@ async fn a_session_may_what_its_principal_may() {
     let talk = Talk::new().await;
     let live = Live::new(talk.fixture.deps(), options());
     let id: ConversationId = talk.id.parse().unwrap();
-    let code = |refused: Result<_, eshaar_service::Problem>| refused.map(|_: ()| ()).unwrap_err().code;
+    let code = |refused: Result<(), eshaar_service::Problem>| refused.unwrap_err().code;
     let sent = async |by: &Identity, message: LiveMessage<'_>| live.send(by, message).await.map(|_| ());
     let agent = identity("acme", &[Permission::Chat]);
     let into = LiveMessage { to: None, conversation_id: Some(&talk.id), ..SAID };
