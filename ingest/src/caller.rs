@@ -50,7 +50,7 @@ impl Caller {
 
     /// Whoever may see conversations: those of their own.
     pub(crate) fn of_conversations(&self) -> Result<&Principal, Problem> {
-        allowed(&self.0, &[Permission::Chat, Permission::ConversationsManage])
+        allowed(&self.0, &Permission::OF_CONVERSATIONS)
     }
 
     pub(crate) fn business(&self) -> Result<&BusinessId, Problem> {

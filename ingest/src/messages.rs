@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::caller::Caller;
 use crate::context::Origin;
 use crate::conversations::sending::{self, Outgoing};
-use crate::idempotency::{self, Held, REPLAYED, Turn};
+use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
 use crate::submit::{self, Draft, Sender, Submission};
 use crate::view::{self, MessageDetails, MessageView};
@@ -97,7 +97,7 @@ async fn submit(
     };
     let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
-    let held: Held = match app.claims.claim(from.who.to_string(), key, hash, app.ids.mint(now), now).await? {
+    let held = match app.claims.claim(from.who.to_string(), key, hash, app.ids.mint(now), now).await? {
         // What was accepted before is not counted again.
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,

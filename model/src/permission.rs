@@ -24,6 +24,9 @@ pub enum Permission {
 }
 
 impl Permission {
+    /// Any of these lets a business see its conversations.
+    pub const OF_CONVERSATIONS: [Self; 2] = [Self::Chat, Self::ConversationsManage];
+
     /// All permissions.
     pub const ALL: [Self; 6] = [
         Self::MessagesSend,

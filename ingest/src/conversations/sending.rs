@@ -4,7 +4,7 @@ use eshaar_model::{Conversation, ConversationId, Lane, MessageId, Pair, Principa
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::How;
 
-use super::access::{self, Ours};
+use super::access;
 use super::events::{self, Doing};
 use crate::context::Origin;
 use crate::submit::{self, ChatDraft, Party, Sender};
@@ -62,13 +62,8 @@ pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Starte
 
 /// A conversation that `who` may send in.
 async fn open(app: &App, who: &Principal, id: ConversationId) -> Result<Conversation, Problem> {
-    let Ours { conversation, .. } = match access::find(app, who, id).await {
-        Err(problem) if problem.code == problems::conversation_not_found().code => {
-            return Err(access::not_found(app, who, id).await);
-        }
-        found => found?,
-    };
-    conversation.may_send(who).map(|_| ()).map_err(|_| problems::conversation_closed())?;
+    let conversation = access::find_to_send(app, who, id).await?.conversation;
+    conversation.may_send(who).map_err(|_| problems::conversation_closed())?;
     Ok(conversation)
 }
 

@@ -39,22 +39,12 @@ impl Sender<'_> {
         let due = due(id, draft.send_at);
         let created_at = due.unwrap_or(id.made_at());
         let message = Message {
-            id,
-            r#type: MessageType::OneWay,
-            conversation_id: None,
-            sender: self.from.to_owned(),
-            recipient: draft.to.to_string(),
             content: draft.content.into_string(),
-            content_ciphertext: None,
-            content_key_id: None,
-            media: Vec::new(),
             priority: draft.priority,
-            created_at: created_at.as_millis(),
             expires_at: expires_at(created_at, draft.ttl_s),
             reference: draft.reference,
             collapse_key: draft.collapse_key,
-            correlation_id: self.origin.correlation.clone(),
-            broadcast_id: None,
+            ..self.message(id, created_at, draft.to.to_string())
         };
         let record = self.accepted(app, &message, lane)?;
         let taken_at = now.max(id.made_at());
@@ -75,25 +65,38 @@ impl Sender<'_> {
     ) -> Result<NewRecord, Problem> {
         let created_at = id.made_at();
         let message = Message {
-            id,
             r#type: MessageType::Chat,
             conversation_id: Some(conversation.to_string()),
-            sender: self.from.to_owned(),
-            recipient: to.to_string(),
             content: draft.content.into_string(),
+            expires_at: expires_at(created_at, draft.ttl_s),
+            reference: draft.reference,
+            collapse_key: draft.collapse_key,
+            ..self.message(id, created_at, to.to_string())
+        };
+        let record = self.accepted(app, &message, Lane::of(Priority::Normal))?;
+        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+    }
+
+    /// What every message of this sender has; a one-way message that says nothing.
+    fn message(&self, id: MessageId, created_at: Timestamp, recipient: String) -> Message {
+        Message {
+            id,
+            r#type: MessageType::OneWay,
+            conversation_id: None,
+            sender: self.from.to_owned(),
+            recipient,
+            content: String::new(),
             content_ciphertext: None,
             content_key_id: None,
             media: Vec::new(),
             priority: Priority::Normal,
             created_at: created_at.as_millis(),
-            expires_at: expires_at(created_at, draft.ttl_s),
-            reference: draft.reference,
-            collapse_key: draft.collapse_key,
+            expires_at: None,
+            reference: None,
+            collapse_key: None,
             correlation_id: self.origin.correlation.clone(),
             broadcast_id: None,
-        };
-        let record = self.accepted(app, &message, Lane::of(Priority::Normal))?;
-        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+        }
     }
 
     fn accepted(&self, app: &App, message: &Message, lane: Lane) -> Result<NewRecord, Problem> {

@@ -1,7 +1,9 @@
 //! The API, described: OpenAPI 3.1 at `/openapi.json`, for people at `/docs`.
 //!
-//! Each handler describes its own path; here is what they share: the form of a submission, parameters, credentials, and
+//! Each handler describes its own path; here is what they share: the form of a submission, `parameters`, credentials, and
 //! the problems that every operation may answer.
+
+mod parameters;
 
 use axum::Router;
 use axum::response::IntoResponse;
@@ -13,9 +15,11 @@ use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type};
-use utoipa::{IntoParams, Modify, OpenApi as _, ToSchema};
+use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use crate::{App, admin, audiences, broadcasts, bulk, cancel, conversations, messages, read, stream, webhooks};
+
+pub(crate) use parameters::*;
 
 /// Of a bulk request.
 pub(crate) const BULK_EXAMPLE: &str = "{\"to\": \"+966501234567\", \"type\": \"one_way\", \"content\": \"one\"}\n\
@@ -252,141 +256,6 @@ pub(crate) struct Attachment {
     file_name: Option<String>,
 }
 
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "it describes what `idempotency` reads")]
-pub(crate) struct IdempotencyKey {
-    /// However often a request is repeated with the same key and body, within 24 hours, it is one message, with one answer.
-    #[param(
-        rename = "Idempotency-Key",
-        pattern = "^[!-~]{1,128}$",
-        min_length = 1,
-        max_length = 128,
-        nullable = false
-    )]
-    idempotency_key: Option<String>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct BroadcastIdPath {
-    /// The broadcast.
-    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct AudienceNamePath {
-    /// The audience.
-    #[param(pattern = "^[A-Za-z0-9._-]{1,64}$", example = "card-holders")]
-    name: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `broadcasts` reads")]
-pub(crate) struct PageQuery {
-    /// The `next_cursor` of the page before.
-    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
-    cursor: Option<String>,
-    /// Most items of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct WebhookIdPath {
-    /// The webhook.
-    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct MessageIdPath {
-    /// The message.
-    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct ConversationIdPath {
-    /// The conversation.
-    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `conversations` reads")]
-pub(crate) struct ConversationListQuery {
-    /// At this status only.
-    #[param(inline, nullable = false)]
-    status: Option<ConversationStatus>,
-    /// The `next_cursor` of the page before.
-    #[param(pattern = "^[A-Za-z0-9_-]{24,40}$", nullable = false)]
-    cursor: Option<String>,
-    /// Most conversations of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `conversations` reads")]
-pub(crate) struct HistoryQuery {
-    /// A position: the newest messages before it. Either this or `after`.
-    #[param(pattern = "^[A-Za-z0-9_-]{4,22}$", nullable = false)]
-    before: Option<String>,
-    /// A position, or `start`: the oldest messages behind it. Either this or `before`.
-    #[param(pattern = "^[A-Za-z0-9_-]{4,22}$", nullable = false)]
-    after: Option<String>,
-    /// Most messages of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `messages` reads")]
-pub(crate) struct ListQuery {
-    /// Of this type only.
-    #[param(inline, nullable = false)]
-    r#type: Option<MessageType>,
-    /// At this status only.
-    #[param(inline, nullable = false)]
-    status: Option<Status>,
-    /// To this phone only.
-    #[param(pattern = r"^\+[1-9][0-9]{6,14}$", nullable = false)]
-    to: Option<String>,
-    /// The `next_cursor` of the page before.
-    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
-    cursor: Option<String>,
-    /// Most messages of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `stream` reads")]
-pub(crate) struct StreamQuery {
-    /// A cursor, of here or of the WebSocket.
-    #[param(pattern = "^[A-Za-z0-9_-]{7,80}$", nullable = false)]
-    after: Option<String>,
-    /// Most messages of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
 /// What became of a dead letter.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -427,75 +296,6 @@ pub(crate) struct DeadLetterFilter {
     /// Given up on before this time.
     #[schema(format = DateTime, nullable = false)]
     until: Option<String>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct DeadLetterIdPath {
-    /// The dead letter.
-    #[param(format = "uuid", example = "0f0e0d0c-0b0a-8908-8706-050403020100")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it describes the path")]
-pub(crate) struct TaskIdPath {
-    /// The task.
-    #[param(format = "uuid", example = "019b7600-0000-7000-8000-000000000000")]
-    id: String,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `admin` reads")]
-pub(crate) struct DeadLetterListQuery {
-    /// Of this stage only.
-    #[param(nullable = false, example = "route")]
-    stage: Option<String>,
-    /// With this code only.
-    #[param(nullable = false, example = "undecodable")]
-    code: Option<String>,
-    /// Of messages of this business only.
-    #[param(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", nullable = false)]
-    business: Option<String>,
-    /// In this state only.
-    #[param(inline, nullable = false)]
-    state: Option<DeadLetterState>,
-    /// Given up on at this time or later, RFC 3339.
-    #[param(format = DateTime, nullable = false)]
-    from: Option<String>,
-    /// Given up on before this time, RFC 3339.
-    #[param(format = DateTime, nullable = false)]
-    until: Option<String>,
-    /// The `next_cursor` of the page before.
-    #[param(pattern = "^[A-Za-z0-9_-]{34}$", nullable = false)]
-    cursor: Option<String>,
-    /// Most dead letters of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `admin` reads")]
-pub(crate) struct AuditListQuery {
-    /// Of this actor only.
-    #[param(nullable = false, example = "operators:4Zq0aTnB2m1x")]
-    actor: Option<String>,
-    /// Done at this time or later, RFC 3339.
-    #[param(format = DateTime, nullable = false)]
-    from: Option<String>,
-    /// Done before this time, RFC 3339.
-    #[param(format = DateTime, nullable = false)]
-    until: Option<String>,
-    /// The `next_cursor` of the page before.
-    #[param(pattern = "^[A-Za-z0-9_-]{23}$", nullable = false)]
-    cursor: Option<String>,
-    /// Most entries of the page; 50 when it is left out.
-    #[param(minimum = 1, maximum = 100, nullable = false)]
-    limit: Option<u32>,
 }
 
 /// Adds to every operation what all have in common.

@@ -8,26 +8,24 @@
 //! A message stands in its conversation once, where its first record does in `messages.accepted`. It is there before anybody
 //! is told: businesses have no stream, so agents get hints from here, and phones of what they said on another device.
 
+mod said;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::AHashMap;
 use async_trait::async_trait;
-use eshaar_model::{Clock, ConversationId, ConversationPosition, Epoch, MessageKind, Pair, Principal, Side, Timestamp};
-use eshaar_presence::{Presence, Slots};
-use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint, StatusChanged};
-use eshaar_store::{ChatRow, MessageRow, ReadFrom, Step, Store, StoreError};
-use eshaar_topics::flow::{self, Origin};
-use eshaar_topics::{Log, LogPosition, NewRecord, Outcome, Received, Stage, StageError, Topic};
+use eshaar_model::{Clock, ConversationId, Epoch, MessageKind, Timestamp};
+use eshaar_presence::Presence;
+use eshaar_schemas::{Codecs, Message, StatusChanged};
+use eshaar_store::{MessageRow, Step, Store, StoreError};
+use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic};
 use serde::Deserialize;
 
+use self::said::{PREVIOUS_CONVERSATIONS, Said, chat_row};
 use crate::broadcast::tally::Tallies;
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
 use crate::{Undecodable, decode, pause};
-
-/// Conversations of a partition whose last position is kept at hand: about 60 bytes each.
-const PREVIOUS_CONVERSATIONS: usize = 50_000;
 
 /// How history is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -63,12 +61,6 @@ pub struct Archive {
     tallies: Tallies,
     whereabouts: Whereabouts,
     options: Options,
-}
-
-/// A message that was said: its place in the batch, and its row.
-struct Said {
-    place: usize,
-    row: ChatRow,
 }
 
 impl Archive {
@@ -110,91 +102,6 @@ impl Archive {
             }
             failed @ Err(_) => self.unless_failed(&failed, outcomes),
         }
-    }
-
-    /// Writes messages of a partition, and of those that were said the ones that stand here first; the others are repeats,
-    /// and are let go.
-    async fn keep(&self, partition: u32, rows: Vec<MessageRow>, said: &mut Vec<Said>) -> Result<(), StoreError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.store.messages.put(rows).await?;
-        if said.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = said.iter().map(|said| said.row.id).collect();
-        let stored = self.store.messages.get_many(&ids).await?.into_iter().flatten();
-        let first: AHashMap<_, _> = stored.map(|stored| (stored.row.id, stored.row.accepted)).collect();
-        said.retain(|Said { row, .. }| first.get(&row.id) == Some(&(partition, Some(row.position.offset))));
-        self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await
-    }
-
-    /// The hints that follow from what was said, by place in the batch.
-    async fn hints(
-        &self,
-        previous: &mut Previous<ConversationId>,
-        said: Vec<Said>,
-        batch: &[Received],
-    ) -> Vec<(usize, Vec<NewRecord>)> {
-        let everybody = said.iter().flat_map(|said| listeners(&said.row)).collect();
-        let online: AHashMap<Principal, Slots> = self.whereabouts.of(everybody, Self::NAME).await.into_iter().collect();
-        let mut all = Vec::with_capacity(said.len());
-        for Said { place, row } in said {
-            let told: Vec<_> = listeners(&row).filter_map(|who| online.get(&who).map(|slots| (who, slots))).collect();
-            let prev = if told.is_empty() { None } else { self.before(previous, &row).await };
-            previous.appended(row.conversation, row.position.offset, !told.is_empty());
-            let mut hints = Vec::new();
-            for (who, slots) in told {
-                match self.records(&row, prev, (&who, slots), &batch[place]) {
-                    Ok(records) => hints.extend(records),
-                    // It is in the history; the hint alone is lost.
-                    Err(error) => tracing::error!(stage = Self::NAME, %error, "hint cannot be written"),
-                }
-            }
-            all.push((place, hints));
-        }
-        all
-    }
-
-    /// The offset before a message in its conversation, -1 where there is none; `None` where it is not known, or is of an
-    /// earlier epoch.
-    async fn before(&self, previous: &Previous<ConversationId>, row: &ChatRow) -> Option<i64> {
-        if let Some(offset) = previous.before(row.conversation, row.position.offset) {
-            return Some(offset as i64);
-        }
-        match self.store.conversations.history(row.conversation, ReadFrom::Before(row.position), 1).await {
-            Ok(page) => match page.rows.first() {
-                None => Some(-1),
-                Some(before) if before.position.epoch == row.position.epoch => Some(before.position.offset as i64),
-                Some(_) => None,
-            },
-            Err(error) => {
-                tracing::warn!(stage = Self::NAME, %error, "a hint goes out without what stands before it");
-                None
-            }
-        }
-    }
-
-    /// The hint of one row for one principal, to each gateway.
-    fn records(
-        &self,
-        row: &ChatRow,
-        prev: Option<i64>,
-        (who, slots): (&Principal, &Slots),
-        record: &Received,
-    ) -> Result<Vec<NewRecord>, EncodeError> {
-        let hint = Hint::Message(MessageHint {
-            epoch: row.position.epoch.0 as i32,
-            lane: 0,
-            offset: row.position.offset as i64,
-            prev,
-            message: row.value.clone(),
-            in_conversation: true,
-        });
-        let principal = who.to_string();
-        let value = self.codecs.encode(&Delivery { principal: principal.clone(), hint })?;
-        let (origin, now) = (Origin::of(&record.headers), self.clock.now());
-        Ok(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin)).collect())
     }
 
     async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
@@ -279,29 +186,6 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
     })
 }
 
-/// A message as its conversation keeps it; `None` for one that has none, or stands nowhere yet.
-fn chat_row(row: &MessageRow, epoch: Epoch) -> Result<Option<ChatRow>, Error> {
-    let (Some(conversation), Some(offset)) = (row.conversation, row.accepted.1) else { return Ok(None) };
-    let pair = Pair::of(&row.sender, &row.recipient).map_err(|error| Error::invalid("recipient", &error))?;
-    Ok(Some(ChatRow {
-        conversation,
-        from: if row.sender.business().is_some() { Side::Business } else { Side::Phone },
-        pair,
-        position: ConversationPosition { epoch, offset },
-        id: row.id,
-        at: row.created_at,
-        expires_at: row.expires_at,
-        value: row.value.clone(),
-    }))
-}
-
-/// Who is told of a message from here: the business, whichever side said it; the phone of what it said itself. What is
-/// said to a phone comes to it by its stream.
-fn listeners(row: &ChatRow) -> impl Iterator<Item = Principal> + use<> {
-    let phone = (row.from == Side::Phone).then_some(Principal::Phone(row.pair.phone));
-    std::iter::once(Principal::Business(row.pair.business.clone())).chain(phone)
-}
-
 fn step(change: StatusChanged) -> Step {
     Step { id: change.id, status: change.status, at: Timestamp::from_millis(change.at), reason: change.reason }
 }
@@ -325,8 +209,12 @@ impl Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use bytes::Bytes;
-    use eshaar_model::{Lane, MessageType, Status};
+    use eshaar_model::{Lane, MessageType, Pair, Side, Status};
+    use eshaar_schemas::{Delivery, Hint, MessageHint};
     use eshaar_service::TraceContext;
+    use eshaar_store::ReadFrom;
+    use eshaar_topics::NewRecord;
+    use eshaar_topics::flow::{self, Origin};
 
     use super::*;
     use crate::testing::{Engines, START, at, message, received};
