@@ -151,6 +151,15 @@ impl Keys {
         if !bool::from(hash(secret).ct_eq(&key.secret_hash)) {
             return Err(UNKNOWN);
         }
+        self.standing(&key)
+    }
+
+    /// As [`Keys::authenticate`], of a key whose secret was shown before.
+    pub(crate) async fn still(&self, id: &str) -> Result<Identity, AuthError> {
+        self.standing(&*self.find(id).await?)
+    }
+
+    fn standing(&self, key: &Known) -> Result<Identity, AuthError> {
         if key.revoked {
             return Err(REVOKED);
         }

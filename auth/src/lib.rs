@@ -134,6 +134,15 @@ impl Authenticator {
         }
     }
 
+    /// Whether an identity that was given earlier would be given still: an API key may have been revoked. What it may do now
+    /// is answered. A token stands until it expires.
+    pub async fn still(&self, identity: &Identity) -> Result<Identity, AuthError> {
+        match &identity.key_id {
+            Some(id) => self.inner.keys.still(id).await,
+            None => Ok(identity.clone()),
+        }
+    }
+
     /// Forgets what is cached of an API key, so that its revocation holds at once in this process; in others it holds
     /// within [`keys::CACHED_FOR`].
     pub async fn forget_key(&self, id: &str) {

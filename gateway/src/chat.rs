@@ -19,7 +19,7 @@ use crate::message::Subject;
 use crate::shared::Shared;
 use crate::typing::{self, Typing};
 
-/// Most sends, reads and joins of one session that wait for their turn.
+/// Most frames of one session that have to wait for somebody, and for their turn.
 pub(crate) const WAITING: usize = 64;
 
 /// Most conversations that one session has joined.
@@ -28,7 +28,7 @@ pub(crate) const JOINED: usize = 32;
 /// Messages that a business's session remembers it was sent, to be acknowledged without being looked up.
 const REMEMBERED: usize = 256;
 
-/// Who types is told of again after this, not earlier: half of what it lapses after at the other side.
+/// Who types is told of again after this, not earlier: well within what it lapses after at the other side.
 const TYPING_AGAIN: Ticks = 2 * TICKS;
 
 /// A message that a session's client sends: to the other side, or in a conversation.
@@ -206,7 +206,7 @@ impl Chat {
         Typed::News(joined.pair.clone())
     }
 
-    /// A message of this session stands in a conversation: whoever saw it type does not see it any more.
+    /// A message of this session stands in a conversation: whoever sees it sees by that that it types no more.
     pub(crate) fn has_said(&mut self, conversation: ConversationId) {
         for joined in self.joined.iter_mut().filter(|joined| joined.conversation == conversation) {
             joined.typing = None;

@@ -21,16 +21,22 @@ use crate::hub::{Handle, Hub, TICKS, Ticks};
 use crate::receipts::Receipts;
 use crate::typing::Typists;
 
-/// Checks the credential of a renewal or an upgrade.
+/// Checks the credential of a renewal or an upgrade, and from time to time whether it stands still.
 #[async_trait]
 pub(crate) trait Credentials: Send + Sync + 'static {
     async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError>;
+
+    async fn still(&self, identity: &Identity) -> Result<Identity, AuthError>;
 }
 
 #[async_trait]
 impl Credentials for Authenticator {
     async fn authenticate(&self, credential: &str) -> Result<Identity, AuthError> {
         Self::authenticate(self, credential).await
+    }
+
+    async fn still(&self, identity: &Identity) -> Result<Identity, AuthError> {
+        Self::still(self, identity).await
     }
 }
 

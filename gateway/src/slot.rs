@@ -148,6 +148,11 @@ async fn deliver(shared: &Shared, record: &Record) {
             None
         }
     };
+    match &hint {
+        Some(Hint::Message(ready)) => shared.typists.has_said(&ready.subject),
+        Some(Hint::Said(said)) => shared.typists.has_said(&said.subject),
+        _ => {}
+    }
     for session in sessions {
         match &hint {
             Some(hint) => session.deliver(hint.clone(), shared.options.hints),

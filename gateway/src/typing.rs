@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::hub::{Hint, TICKS, Ticks};
+use crate::message::Subject;
 use crate::shared::Shared;
 
 /// Typing that is not repeated lapses after this.
@@ -75,6 +76,17 @@ impl Typists {
         }
         let known = typists.insert(key, (typing.clone(), now + LAPSES_AFTER));
         known.is_none_or(|(known, _)| known.said_by != typing.said_by)
+    }
+
+    /// Somebody said what they typed: clients have seen by that that they type no more.
+    pub(crate) fn has_said(&self, subject: &Subject) {
+        let mut typists = self.0.lock();
+        if typists.is_empty() {
+            return;
+        }
+        let Some(Ok(conversation)) = subject.conversation.as_ref().map(|id| id.parse()) else { return };
+        let side = if subject.sender.starts_with('+') { Side::Phone } else { Side::Business };
+        typists.remove(&(conversation, side));
     }
 
     /// Takes out whoever has not repeated it by `now`.

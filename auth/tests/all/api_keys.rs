@@ -68,10 +68,12 @@ async fn a_revoked_key_is_refused_at_once_where_it_was_revoked() {
     let fixture = Fixture::new(|_| ()).await;
     let minted = mint();
     fixture.keys.put(minted.stored.clone()).await.unwrap();
-    fixture.auth.authenticate(&minted.text).await.unwrap();
+    let identity = fixture.auth.authenticate(&minted.text).await.unwrap();
+    assert_eq!(fixture.auth.still(&identity).await.as_ref(), Ok(&identity));
     fixture.keys.revoke(&minted.stored.id, NOW).await.unwrap();
     fixture.auth.forget_key(&minted.stored.id).await;
     assert_eq!(fixture.auth.authenticate(&minted.text).await, refused("the API key is revoked"));
+    assert_eq!(fixture.auth.still(&identity).await, refused("the API key is revoked"));
 }
 
 #[tokio::test]

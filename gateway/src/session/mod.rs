@@ -179,6 +179,9 @@ impl<S: Io> Session<S> {
         let mut frames = Frames::new();
         if signals.ping {
             frames.ping();
+            if self.identity.key_id.is_some() {
+                Box::pin(self.look_at_key()).await?;
+            }
         }
         if let Some(recipient) = &mut self.recipient {
             recipient.behind |= signals.behind || inbox.overflowed;
@@ -210,7 +213,9 @@ impl<S: Io> Session<S> {
                     Taken::Cancelled => meters.cancelled.increment(1),
                     Taken::Dropped => {}
                 },
-                (Hint::Said(said), _) if hears => Self::say(shared, &mut self.chat, &said, frames),
+                (Hint::Said(said), _) if hears => {
+                    Self::say(shared, &self.handle.principal, &mut self.chat, &said, frames);
+                }
                 (Hint::Frame(About::Message, json), _) => frames.text(|bytes| bytes.extend_from_slice(&json)),
                 (Hint::Frame(About::Conversation, json), _) if hears => {
                     frames.text(|bytes| bytes.extend_from_slice(&json));
@@ -226,8 +231,8 @@ impl<S: Io> Session<S> {
         }
     }
 
-    /// Sends what was said, unless it was taken back or has expired.
-    fn say(shared: &Shared, chat: &mut Option<Box<Chat>>, said: &Arc<Said>, frames: &mut Frames) {
+    /// Sends what was said to `us`, or by us, unless it was taken back or has expired.
+    fn say(shared: &Shared, us: &Principal, chat: &mut Option<Box<Chat>>, said: &Arc<Said>, frames: &mut Frames) {
         let (now, meters, subject) = (shared.clock.now(), &shared.meters, &said.subject);
         if shared.cancelled.takes(subject.id, subject.broadcast) {
             meters.cancelled.increment(1);
@@ -236,18 +241,28 @@ impl<S: Io> Session<S> {
         } else {
             frames.text(|bytes| said.render(bytes));
             meters.sent_by_hint.increment(1);
-            if said.to.as_ref().is_some_and(|to| to.business().is_some()) {
+            if said.to.as_ref() == Some(us) {
                 meters.delivery_seconds.record(now.millis_since(said.accepted_at).max(0) as f64 / 1_000.0);
                 chat.get_or_insert_default().remember(Arc::clone(subject));
             }
         }
     }
 
+    /// A key that was revoked, or may do less now, holds for those who are connected too. One that cannot be looked at is
+    /// taken to be as it was.
+    async fn look_at_key(&mut self) -> Result<(), End> {
+        match self.shared.credentials.still(&self.identity).await {
+            Ok(identity) if identity != *self.identity => self.identity = Arc::new(identity),
+            Ok(_) | Err(AuthError::Unavailable(_)) => {}
+            Err(error) => return Err(End::Close(Close::TokenInvalid, Some(error.to_string()))),
+        }
+        Ok(())
+    }
+
     /// Whether it is told of conversations: a phone, or whoever has a key that allows it.
     fn hears(&self) -> bool {
         let Identity { principal, .. } = &*self.identity;
-        principal.phone().is_some()
-            || [Permission::Chat, Permission::ConversationsManage].into_iter().any(|may| self.identity.may(may))
+        principal.phone().is_some() || Permission::OF_CONVERSATIONS.into_iter().any(|may| self.identity.may(may))
     }
 
     /// Reads the stream from where this session stands until its head, or until the window is full.

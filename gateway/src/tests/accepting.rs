@@ -96,7 +96,7 @@ async fn what_cannot_be_upgraded_is_answered_with_a_problem() {
 #[tokio::test]
 async fn an_idle_session_is_small() {
     let world = World::new().await;
-    let identity = FakeCredentials.authenticate("acme").await.unwrap();
+    let identity = world.credentials.authenticate("acme").await.unwrap();
     let (_ours, theirs) = tokio::io::duplex(64);
     let run = session::run(Box::pin(session::open(Arc::clone(&world.shared), theirs, identity)));
     let bytes = size_of_val(&run) + size_of::<session::Session<DuplexStream>>();

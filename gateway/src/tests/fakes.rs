@@ -57,7 +57,11 @@ impl Registry for FakeRegistry {
 
 /// Whoever the credential names: `<principal>`, `<principal>@<expiry in ms>`, or `broken`. A business may chat, unless its id
 /// begins with `mute`.
-pub(super) struct FakeCredentials;
+#[derive(Default)]
+pub(super) struct FakeCredentials {
+    /// The business whose key is revoked; `broken`: none can be looked at.
+    pub(super) revoked: Mutex<Option<String>>,
+}
 
 #[async_trait]
 impl Credentials for FakeCredentials {
@@ -70,7 +74,16 @@ impl Credentials for FakeCredentials {
         let expires_at = expiry.parse().ok().map(Timestamp::from_millis);
         let chats = principal.business().is_some_and(|business| !business.as_str().starts_with("mute"));
         let permissions = chats.then_some(Permission::Chat).into_iter().collect();
-        Ok(Identity { principal, permissions, expires_at, rate: None, key_id: None })
+        let key_id = principal.business().map(ToString::to_string);
+        Ok(Identity { principal, permissions, expires_at, rate: None, key_id })
+    }
+
+    async fn still(&self, identity: &Identity) -> Result<Identity, AuthError> {
+        match self.revoked.lock().as_deref() {
+            Some("broken") => Err(AuthError::Unavailable("the store does not answer".to_owned())),
+            Some(revoked) if identity.key_id.as_deref() == Some(revoked) => Err(AuthError::Refused("revoked")),
+            _ => Ok(identity.clone()),
+        }
     }
 }
 

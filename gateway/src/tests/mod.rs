@@ -40,6 +40,7 @@ struct World {
     messages: Arc<FakeMessages>,
     presence: Arc<LocalPresence>,
     conversations: Arc<FakeConversations>,
+    credentials: Arc<FakeCredentials>,
     codecs: Codecs,
     next: [u64; 4],
 }
@@ -74,6 +75,7 @@ impl World {
         let cancelled = Arc::new(Cancelled::none(clock.clone()));
         let pair = Pair { business: "acme".parse().unwrap(), phone: phone() };
         let conversations = Arc::new(FakeConversations::new(pair, clock.now()));
+        let credentials = Arc::new(FakeCredentials::default());
         let parts = Parts {
             log: Arc::clone(&log) as _,
             codecs: codecs.clone(),
@@ -81,13 +83,25 @@ impl World {
             messages: Arc::clone(&messages) as _,
             presence: Arc::clone(&presence) as _,
             conversations: Arc::clone(&conversations) as _,
-            credentials: Arc::new(FakeCredentials),
+            credentials: Arc::clone(&credentials) as _,
             cancelled: Arc::clone(&cancelled),
             clock: clock.clone(),
         };
         let gateway = Gateway::start_with(parts, options, CancellationToken::new()).await.unwrap();
         let shared = Arc::clone(&gateway.shared);
-        Self { gateway, shared, clock, log, streams, messages, presence, conversations, codecs, next: [0; 4] }
+        Self {
+            gateway,
+            shared,
+            clock,
+            log,
+            streams,
+            messages,
+            presence,
+            conversations,
+            credentials,
+            codecs,
+            next: [0; 4],
+        }
     }
 
     /// A client with this credential, before its hello.
@@ -97,7 +111,7 @@ impl World {
 
     /// As [`World::connect`], over a connection that holds `buffer` bytes each way.
     async fn connect_through(&self, credential: &str, buffer: usize) -> Client {
-        let identity = FakeCredentials.authenticate(credential).await.unwrap();
+        let identity = self.credentials.authenticate(credential).await.unwrap();
         let (ours, theirs) = tokio::io::duplex(buffer);
         tokio::spawn(session::run(Box::pin(session::open(Arc::clone(&self.shared), theirs, identity))));
         Client(WebSocketStream::from_raw_socket(ours, Role::Client, None).await)

@@ -319,7 +319,7 @@ async fn who_types_is_shown_to_those_who_joined_and_lapses_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_typed_and_then_said_it_is_shown_to_type_again_at_once() {
+async fn who_typed_said_it_and_types_on_is_shown_to_type_again() {
     let world = World::new().await;
     let (mut agent, mut device) = (world.joined("acme").await, world.joined(PHONE).await);
     let typing = |on: bool| json!({"op": "typing", "conversation_id": world.id(), "on": on});
@@ -327,11 +327,14 @@ async fn who_typed_and_then_said_it_is_shown_to_type_again_at_once() {
     assert_eq!(agent.expect("typing").await["on"], true);
     device.send(send("r", "a")).await;
     device.expect("sent").await;
-    device.send(typing(false)).await;
+    world.tell(&[&world.said("acme", &world.chat(true, "a"), 7, Some(-1))]).await;
+    agent.messages(1).await;
     device.send(typing(true)).await;
-    agent.nothing_before_pong().await;
+    assert_eq!(agent.expect("typing").await["on"], true);
+    // The message alone ended the first, so that nothing is said of it any more.
     device.send(typing(false)).await;
     assert_eq!(agent.expect("typing").await["on"], false);
+    agent.nothing_before_pong().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,9 +400,35 @@ async fn a_session_that_may_have_missed_something_says_so() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_does_nothing_in_conversations_holds_nothing_for_them() {
     let world = World::new().await;
-    let mut client = world.joined(PHONE).await;
-    client.send(json!({"op": "leave", "conversation_id": world.id()})).await;
-    client.expect("left").await;
-    client.send(json!({"op": "typing", "conversation_id": world.id(), "on": true})).await;
-    assert_eq!(client.expect("error").await["code"], "not_joined");
+    let pair = world.conversations.pair.clone();
+    let mut chat = crate::chat::Chat::default();
+    assert!(chat.is_idle());
+    chat.join(world.id(), pair).unwrap();
+    assert!(!chat.is_idle());
+    chat.leave(world.id());
+    assert!(chat.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_key_is_revoked_ends_within_the_time_of_a_ping() {
+    let world = World::new().await;
+    let (mut agent, mut other) = (world.session("acme").await, world.session("other").await);
+    *world.credentials.revoked.lock() = Some("acme".to_owned());
+    let begun = tokio::time::Instant::now();
+    let (close, bye) = agent.bye().await;
+    assert_eq!((close, bye["detail"].as_str()), (Close::TokenInvalid, Some("the credential was refused: revoked")));
+    assert!(begun.elapsed() <= Duration::from_secs(31), "{:?}", begun.elapsed());
+    other.nothing_before_pong().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_on_while_its_key_cannot_be_looked_at() {
+    let world = World::new().await;
+    let mut agent = world.session("acme").await;
+    *world.credentials.revoked.lock() = Some("broken".to_owned());
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        agent.send(json!({"op": "ping"})).await;
+        agent.expect("pong").await;
+    }
 }
