@@ -168,7 +168,8 @@ impl Cluster {
         let topics = once(&self.options, self.dir.path(), &["topics", "list"]).await?;
         let mut metrics = Vec::new();
         for member in &self.members {
-            metrics.push(member.process.lock().await.metrics().await?);
+            let shown = member.process.lock().await.metrics().await;
+            metrics.push(shown.with_context(|| format!("one of {}", member.role))?);
         }
         Failed::read(&topics, &metrics)
     }

@@ -49,8 +49,8 @@ impl Target {
     }
 
     /// What the stages failed on, where we started them.
-    async fn failed(&self) -> anyhow::Result<Option<Failed>> {
-        match &self.spawned {
+    async fn failed(&mut self) -> anyhow::Result<Option<Failed>> {
+        match &mut self.spawned {
             Some(spawned) => Ok(Some(spawned.failed().await?)),
             None => Ok(None),
         }

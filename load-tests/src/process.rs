@@ -93,8 +93,9 @@ impl Process {
         Ok(())
     }
 
-    /// What it shows at `/metrics`.
-    pub async fn metrics(&self) -> anyhow::Result<String> {
+    /// What it shows at `/metrics`; its last words, where it has ended by itself.
+    pub async fn metrics(&mut self) -> anyhow::Result<String> {
+        self.still_running()?;
         let mut client = Client::new(self.endpoint.clone().into(), 0, "")?;
         let answer = client.get("/metrics", METRICS_TIMEOUT).await.context("reading /metrics")?;
         ensure!(answer.status.is_success(), "/metrics was answered {}", answer.status);

@@ -75,7 +75,7 @@ impl Server {
     }
 
     /// What the stages failed on until now.
-    pub async fn failed(&self) -> anyhow::Result<Failed> {
+    pub async fn failed(&mut self) -> anyhow::Result<Failed> {
         let mut command = Command::new(&self.program);
         command.args(["topics", "list", "--data-dir"]).arg(&self.data_dir).kill_on_drop(true);
         let output = command.output().await.with_context(|| format!("starting {}", self.program.display()))?;

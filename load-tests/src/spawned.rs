@@ -42,7 +42,7 @@ impl Spawned {
     }
 
     /// What the stages failed on until now.
-    pub async fn failed(&self) -> anyhow::Result<Failed> {
+    pub async fn failed(&mut self) -> anyhow::Result<Failed> {
         match self {
             Self::Server(server) => server.failed().await,
             Self::Cluster(cluster) => cluster.failed().await,

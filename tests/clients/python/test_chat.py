@@ -231,7 +231,12 @@ async def test_a_phone_that_was_away_catches_up_and_an_agent_does_by_the_convers
         while len(waited) < 3:  # it was told of them before they were in the stream
             waited += await frames(device, ("message", {}))
         assert contents(waited) == ["one", "two", "three"]
-    last = (await eventually(lambda: talk.business.history(conversation)))[-1]["position"]
+
+    async def all_three() -> list[dict]:
+        history = await talk.business.history(conversation)
+        return history if len(history) == 3 else []
+
+    last = (await eventually(all_three))[-1]["position"]
     async with await talk.phone.session() as device:
         for content in ("four", "five"):
             await said(device, conversation_id=conversation, content=content)
