@@ -40,6 +40,7 @@ use std::sync::Arc;
 use eshaar_auth::Authenticator;
 use eshaar_auth::signing::SigningKeys;
 use eshaar_model::Clock;
+use eshaar_presence::cache::Cache;
 use eshaar_presence::depths::Depths;
 use eshaar_presence::limits::Limiter;
 use eshaar_schemas::Codecs;
@@ -72,6 +73,8 @@ pub struct Deps {
     pub limits: Arc<Limiter>,
     /// How much waits to be delivered.
     pub depths: Arc<dyn Depths>,
+    /// What of the store need not be read again.
+    pub cache: Arc<dyn Cache>,
     /// The present.
     pub clock: Clock,
 }

@@ -16,7 +16,7 @@ use crate::scenario::{Chaos, Scenario};
 use crate::server::{self, Server};
 use crate::spawned::Spawned;
 use crate::token::Minter;
-use crate::{idle, ingest, log_bench, store_bench};
+use crate::{idle, ingest, log_bench, store_bench, talk};
 
 /// Load tests for eshaar: sends, receives as mobile apps do, and accounts for every message.
 ///
@@ -44,6 +44,8 @@ enum Command {
         #[arg(long)]
         kills: Option<u32>,
     },
+    /// Let businesses and phones talk, and do what the scenario says in its midst (needs --spawn).
+    Talk(RunArgs),
     /// Measure the latency of an idle system: few messages, one at a time.
     Latency(LatencyArgs),
     /// Measure how fast bulk requests are taken in.
@@ -146,6 +148,13 @@ impl Cli {
                     read.chaos.kills = kills.unwrap_or(read.chaos.kills.max(1));
                 }
                 run(name_of(&scenario), read, target).await
+            }
+            Command::Talk(RunArgs { scenario, target }) => {
+                let read = talk::Scenario::read(&scenario)?;
+                let mut server = target.open(&read.server_settings).await?;
+                let report = talk::run(name_of(&scenario), read, &mut server, target.seed()).await?;
+                publish(&report, target.json.as_deref())?;
+                Ok(report.failures.is_empty())
             }
             Command::Latency(LatencyArgs { target, messages, rate }) => {
                 let mut scenario = Scenario::parse(include_str!("../scenarios/latency.toml"))?;

@@ -165,13 +165,23 @@ impl Cluster {
 
     /// What the stages failed on until now.
     pub async fn failed(&self) -> anyhow::Result<Failed> {
-        let topics = once(&self.options, self.dir.path(), &["topics", "list"]).await?;
+        let topics = self.run(&["topics", "list"]).await?;
+        Failed::read(&topics, &self.metrics().await?)
+    }
+
+    /// Runs a command that ends. What it printed.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        once(&self.options, self.dir.path(), arguments).await
+    }
+
+    /// What each process shows at `/metrics`.
+    pub async fn metrics(&self) -> anyhow::Result<Vec<String>> {
         let mut metrics = Vec::new();
         for member in &self.members {
             let shown = member.process.lock().await.metrics().await;
             metrics.push(shown.with_context(|| format!("one of {}", member.role))?);
         }
-        Failed::read(&topics, &metrics)
+        Ok(metrics)
     }
 
     fn member(&self, role: Role, number: usize) -> anyhow::Result<&Member> {

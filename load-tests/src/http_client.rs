@@ -1,5 +1,6 @@
 //! One kept-alive HTTP/1.1 connection with one request under way: all that a sender needs, at the least CPU.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -100,7 +101,7 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 pub struct Post {
     /// Path.
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     /// `Content-Type`.
     pub content_type: &'static str,
     /// `Idempotency-Key`.
@@ -128,7 +129,7 @@ impl Client {
     /// Posts, and reads the whole answer. After an error the next call connects anew.
     pub async fn post(&mut self, post: Post, patience: Duration) -> Result<Answer, CallError> {
         let Post { path, content_type, key, body } = post;
-        let mut request = Request::post(path)
+        let mut request = Request::post(&*path)
             .header(header::HOST, &self.endpoints.of_turn(self.turn).authority)
             .header(header::AUTHORIZATION, &self.authorization)
             .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -137,6 +138,14 @@ impl Client {
         }
         let request = request.body(Full::new(body)).map_err(connection_failed)?;
         self.call(request, patience).await
+    }
+
+    /// As [`Client::get`], as somebody else: `bearer` instead of what it shows.
+    pub async fn get_as(&mut self, bearer: &HeaderValue, path: &str, patience: Duration) -> Result<Answer, CallError> {
+        let own = std::mem::replace(&mut self.authorization, bearer.clone());
+        let answer = self.get(path, patience).await;
+        self.authorization = own;
+        answer
     }
 
     /// Gets a path.

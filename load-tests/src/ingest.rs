@@ -126,7 +126,7 @@ async fn connection(access: Access, number: u32, shared: Arc<Shared>) -> anyhow:
             return Ok(());
         }
         let body = shared.bodies[number as usize % shared.bodies.len()].clone();
-        let post = Post { path: "/v1/messages/bulk", content_type: "application/x-ndjson", key: None, body };
+        let post = Post { path: "/v1/messages/bulk".into(), content_type: "application/x-ndjson", key: None, body };
         let begin = Instant::now();
         let answer = loop {
             let answer = client.post(post.clone(), PATIENCE).await.context("a bulk request")?;

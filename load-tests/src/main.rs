@@ -30,6 +30,7 @@ mod server;
 mod session;
 mod spawned;
 mod store_bench;
+mod talk;
 mod token;
 mod watch;
 

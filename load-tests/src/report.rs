@@ -159,11 +159,7 @@ impl fmt::Display for Report {
             self.sending_s, self.total_s, self.accepted_rate, self.received_rate
         )?;
         write_accounts(f, &self.accounts, self.history.as_ref())?;
-        writeln!(
-            f,
-            "\nlatency from due, ms  {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
-            "count", "mean", "p50", "p95", "p99", "p99.9", "max"
-        )?;
+        write_percentiles_head(f)?;
         for (name, percentiles) in [
             ("accepted", &self.accept_ms),
             ("received (steady)", &self.steady_ms),
@@ -216,6 +212,15 @@ fn write_accounts(f: &mut fmt::Formatter<'_>, books: &Verdict, history: Option<&
         }
     }
     Ok(())
+}
+
+/// The head of the table of latencies.
+pub fn write_percentiles_head(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "\nlatency from due, ms  {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "count", "mean", "p50", "p95", "p99", "p99.9", "max"
+    )
 }
 
 /// A row of the table of latencies.

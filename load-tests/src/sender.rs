@@ -103,7 +103,7 @@ impl Sender {
         };
         let key = || HeaderValue::try_from(format!("{}-{}-{number}", self.run.id, self.plan.number)).ok();
         let key = self.plan.senders.idempotency_keys.then(key).flatten();
-        let post = Post { path, content_type, key, body: Bytes::copy_from_slice(self.text.as_bytes()) };
+        let post = Post { path: path.into(), content_type, key, body: Bytes::copy_from_slice(self.text.as_bytes()) };
         Batch { post, due_us, lines }
     }
 

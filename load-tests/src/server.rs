@@ -76,12 +76,23 @@ impl Server {
 
     /// What the stages failed on until now.
     pub async fn failed(&mut self) -> anyhow::Result<Failed> {
+        let topics = self.run(&["topics", "list"]).await?;
+        Failed::read(&topics, &[self.metrics().await?])
+    }
+
+    /// What it shows at `/metrics`.
+    pub async fn metrics(&mut self) -> anyhow::Result<String> {
+        self.process.metrics().await
+    }
+
+    /// Runs a command that ends, on its data. What it printed.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(&self.program);
-        command.args(["topics", "list", "--data-dir"]).arg(&self.data_dir).kill_on_drop(true);
+        command.args(arguments).arg("--data-dir").arg(&self.data_dir).kill_on_drop(true);
         let output = command.output().await.with_context(|| format!("starting {}", self.program.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "eshaar topics list failed:\n{said}");
-        Failed::read(&String::from_utf8_lossy(&output.stdout), &[self.process.metrics().await?])
+        ensure!(output.status.success(), "eshaar {} failed:\n{said}", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Kills it with SIGKILL, leaves it down for a while, and starts it again on the same data and port.

@@ -125,7 +125,8 @@ impl Session {
         let _ = self.socket.close(None).await;
     }
 
-    async fn send(&mut self, text: String) -> Result<(), SessionError> {
+    /// Sends a frame.
+    pub async fn send(&mut self, text: String) -> Result<(), SessionError> {
         Ok(self.socket.send(Message::text(text)).await?)
     }
 }

@@ -41,6 +41,25 @@ impl Spawned {
         }
     }
 
+    /// A new key of a business, with these permissions.
+    pub async fn key(&self, business: &str, permissions: &[&str]) -> anyhow::Result<String> {
+        let mut arguments = vec!["keys", "create", "--business", business];
+        arguments.extend(permissions.iter().flat_map(|permission| ["--permission", permission]));
+        match self {
+            Self::Server(server) => server.run(&arguments).await,
+            Self::Cluster(cluster) => cluster.run(&arguments).await,
+        }
+        .map(|printed| printed.trim().to_owned())
+    }
+
+    /// What each process shows at `/metrics`.
+    pub async fn metrics(&mut self) -> anyhow::Result<Vec<String>> {
+        match self {
+            Self::Server(server) => Ok(vec![server.metrics().await?]),
+            Self::Cluster(cluster) => cluster.metrics().await,
+        }
+    }
+
     /// What the stages failed on until now.
     pub async fn failed(&mut self) -> anyhow::Result<Failed> {
         match self {

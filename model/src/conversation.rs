@@ -98,7 +98,7 @@ impl Side {
 }
 
 /// The two who talk.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pair {
     /// The business.
     pub business: BusinessId,
@@ -238,7 +238,7 @@ macro_rules! serde_as_text {
 serde_as_text!(ConversationPosition, ActivityCursor);
 
 /// The message at the highest position of a conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastMessage {
     /// The message.
     pub id: MessageId,
@@ -251,7 +251,7 @@ pub struct LastMessage {
 }
 
 /// Whether a conversation goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Standing {
     /// It is the open one of its pair.
     Open {
@@ -263,7 +263,7 @@ pub enum Standing {
 }
 
 /// The last message that a conversation had when it was archived; `None` when it had none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivedBehind(pub Option<ConversationPosition>);
 
 /// The conversation is closed: nothing is sent in it, and it is not archived.
@@ -283,7 +283,7 @@ pub enum SendRefused {
 }
 
 /// A conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conversation {
     /// Its id, which says when it was made.
     pub id: ConversationId,

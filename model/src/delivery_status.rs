@@ -140,7 +140,7 @@ impl FromStr for Shown {
 }
 
 /// One cell a step, the first value wins: a late or repeated event changes nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusSteps([Option<Timestamp>; 6]);
 
 impl StatusSteps {

@@ -1,5 +1,6 @@
 //! What every engine of presence must do. Each engine's tests run [`all`] against itself.
 
+pub(crate) mod cache;
 pub(crate) mod depths;
 pub(crate) mod limits;
 

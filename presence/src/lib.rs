@@ -1,8 +1,9 @@
 //! Who is connected where, which gateways live, and a channel for what need not be kept; how much each may send (`limits`),
-//! and how much waits (`depths`).
+//! how much waits (`depths`), and what need not be read from the store again (`cache`).
 //!
 //! Presence is a hint: a wrong answer costs a detour (the recipient's session reads its stream), never a message.
 
+pub mod cache;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod conformance;

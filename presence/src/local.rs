@@ -4,6 +4,7 @@
 //! that is taken once a call. Nothing here waits. What has lapsed is never shown, and is let go of as nodes announce
 //! themselves: a slice each time.
 
+mod cache;
 mod depths;
 mod limits;
 
@@ -18,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::broadcast;
 
+pub use self::cache::LocalCache;
 pub use self::limits::LocalLimits;
 use crate::depths::Depth;
 use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use eshaar_model::Clock;
 use eshaar_presence::Presence;
+use eshaar_presence::cache::Cache;
 use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_store::Store;
@@ -141,11 +142,13 @@ pub struct Deps {
     pub watchdog: Watchdog,
     /// Is told how much waits.
     pub depths: Arc<dyn Depths>,
+    /// What is told of what the archive changes.
+    pub cache: Arc<dyn Cache>,
 }
 
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
-    let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths } = deps;
+    let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths, cache } = deps;
     let Options {
         run: names,
         runner,
@@ -195,7 +198,8 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         cancelled: Arc::clone(&cancelled),
     };
     let schedule = Schedule::new(ports, codecs.clone(), clock.clone(), schedule);
-    let of_archive = archive::Ports { log: Arc::clone(&log), store: store.clone(), presence: Arc::clone(&presence) };
+    let of_archive =
+        archive::Ports { log: Arc::clone(&log), store: store.clone(), presence: Arc::clone(&presence), cache };
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
     let archive = Archive::new(of_archive, codecs.clone(), clock.clone(), archive);
@@ -306,6 +310,7 @@ mod tests {
             clock: engines.clock.clone(),
             watchdog: Watchdog::new(std::time::Duration::from_mins(1)),
             depths: Arc::clone(&engines.presence) as _,
+            cache: Arc::clone(&engines.cache) as _,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use eshaar_auth::signing::SigningKeys;
 use eshaar_model::{Clock, Lane, MessageId, MessageType, Principal, Priority, Timestamp};
-use eshaar_presence::local::LocalPresence;
+use eshaar_presence::local::{LocalCache, LocalPresence};
 use eshaar_presence::{Connection, Presence};
 use eshaar_schemas::{Codecs, Compatibility, Message, Registry, RegistryError, SchemaId};
 use eshaar_service::TraceContext;
@@ -98,6 +98,7 @@ pub(crate) struct Engines {
     pub(crate) log: EmbeddedLog,
     pub(crate) store: Store,
     pub(crate) presence: Arc<LocalPresence>,
+    pub(crate) cache: Arc<LocalCache>,
     pub(crate) codecs: Codecs,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) clock: Clock,
@@ -111,6 +112,7 @@ impl Engines {
             log: EmbeddedLog::open(Options::in_dir(dir.path()), clock.clone()).unwrap(),
             store: sqlite::open(sqlite::Options::at(dir.path().join("store.db")), clock.clone()).unwrap(),
             presence: Arc::new(LocalPresence::new(clock.clone())),
+            cache: Arc::new(LocalCache::new(clock.clone())),
             codecs: codecs().await,
             cancelled: Arc::new(Cancelled::none(clock.clone())),
             clock,

@@ -37,6 +37,7 @@ metrics_list! {
     LOG_APPENDED = Counter, "eshaar_log_appended_records_total", Count, "Records appended to the log, by topic.";
     LOG_APPEND_SECONDS = Histogram, "eshaar_log_append_seconds", Seconds, "Time from append to acknowledgement, by durability.";
     LOG_COMMIT_RECORDS = Histogram, "eshaar_log_group_commit_records", Count, "Records that shared a group commit.";
+    CACHE_LOOKUPS = Counter, "eshaar_cache_lookups_total", Count, "What was looked for in a cache, by cache (conversations, unread or newest) and outcome: hit, miss, or unavailable.";
     STORE_SECONDS = Histogram, "eshaar_store_seconds", Seconds, "Time of a store operation, by operation.";
     ROUTE_REPEATS = Counter, "eshaar_route_repeats_total", Count, "Records dropped because they repeat an earlier one.";
     ROUTE_HINTS = Counter, "eshaar_route_hints_total", Count, "Delivery hints sent to gateways.";

@@ -47,6 +47,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Engines> {
         store,
         limiter: Arc::new(Limiter::shared(config.limits.clone(), Arc::clone(&redis) as _, clock.clone())),
         depths: Arc::clone(&redis) as _,
+        cache: Arc::clone(&redis) as _,
         breakers,
         presence: redis,
         codecs,

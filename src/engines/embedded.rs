@@ -7,7 +7,7 @@ use eshaar_auth::Authenticator;
 use eshaar_auth::signing::SigningKeys;
 use eshaar_model::Clock;
 use eshaar_presence::limits::Limiter;
-use eshaar_presence::local::LocalPresence;
+use eshaar_presence::local::{LocalCache, LocalPresence};
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{Codecs, Registry};
 use eshaar_topics::embedded::EmbeddedLog;
@@ -46,6 +46,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Engines> {
         presence: Arc::clone(&presence) as _,
         limiter: Arc::new(Limiter::local(config.limits.clone(), clock.clone())),
         depths: presence,
+        cache: Arc::new(LocalCache::new(clock.clone())),
         breakers: Vec::new(),
         codecs,
         auth,

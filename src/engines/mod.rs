@@ -10,6 +10,7 @@ use eshaar_auth::Authenticator;
 use eshaar_auth::signing::SigningKeys;
 use eshaar_model::{Clock, Epoch, Lane};
 use eshaar_presence::Presence;
+use eshaar_presence::cache::Cache;
 use eshaar_presence::depths::Depths;
 use eshaar_presence::limits::Limiter;
 use eshaar_schemas::Codecs;
@@ -47,6 +48,8 @@ pub struct Engines {
     pub limiter: Arc<Limiter>,
     /// How much waits.
     pub depths: Arc<dyn Depths>,
+    /// What of the store need not be read again.
+    pub cache: Arc<dyn Cache>,
     /// What leaves dependencies alone after failures.
     pub breakers: Vec<Arc<Breaker>>,
     /// Records to bytes and back.

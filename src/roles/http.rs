@@ -85,6 +85,7 @@ pub fn of_ingest(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config)
         cancelled: Arc::clone(cancelled),
         limits: Arc::clone(&engines.limiter),
         depths: Arc::clone(&engines.depths),
+        cache: Arc::clone(&engines.cache),
         clock: engines.clock.clone(),
     }
 }

@@ -173,6 +173,7 @@ fn start_stages(
         clock: engines.clock.clone(),
         watchdog,
         depths: Arc::clone(&engines.depths),
+        cache: Arc::clone(&engines.cache),
     };
     let stop = CancellationToken::new();
     Ok((tokio::spawn(eshaar_processors::run(deps, config.stages.clone(), stop.clone())), stop))

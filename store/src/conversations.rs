@@ -11,6 +11,7 @@ use eshaar_model::{
     ActivityCursor, Conversation, ConversationId, ConversationPosition, ConversationStatus, LastMessage, MessageId,
     Pair, Principal, Shown, Side, Status, StatusSteps, Timestamp,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::messages::status_at;
@@ -140,7 +141,7 @@ pub struct ReadMark {
 }
 
 /// How many messages a side has not read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unread {
     /// Exact, unless there are more.
     pub count: usize,

@@ -5,11 +5,12 @@ use bytes::Bytes;
 use eshaar_model::{
     BusinessId, ConversationId, MessageId, MessageType, Phone, Principal, Shown, Status, StatusSteps, Timestamp,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 
 /// A message as it was accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageRow {
     /// Its id.
     pub id: MessageId,
@@ -32,7 +33,7 @@ pub struct MessageRow {
 }
 
 /// A message and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMessage {
     /// As it was accepted.
     pub row: MessageRow,

@@ -3,20 +3,18 @@
 //! Forms and links alone, no script. All of it goes through the HTTP API with the operators' key, so what is done here is
 //! audited like anything else; what changes something carries the session's CSRF token in its form.
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum_extra::extract::CookieJar;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asking::{By, Refused, encoded, query};
 use super::letters_page::{self as page, Listing};
 use super::session::Session;
 use super::{Console, locked, session_of};
-
-/// Longest answer of the API, in bytes: a letter of 1 MiB in base64, and the rest.
-const MAX_ANSWER: usize = 4 << 20;
 
 /// What the form above the list says. Empty fields say nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -59,20 +57,6 @@ impl Filter {
     }
 }
 
-/// `a=b&c=d`, without what is empty.
-pub(super) fn query(fields: &[(&str, &str)]) -> String {
-    let given = fields.iter().filter(|(_, value)| !value.is_empty());
-    given.map(|(name, value)| format!("{name}={}", encoded(value))).collect::<Vec<_>>().join("&")
-}
-
-fn encoded(value: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    value.bytes().map(byte).collect()
-}
-
 /// Dead letters, newest first.
 pub(super) async fn list(State(console): State<Console>, cookies: CookieJar, Query(filter): Query<Filter>) -> Response {
     match session_of(&console, &cookies) {
@@ -88,8 +72,8 @@ async fn listed(console: &Console, session: &Session, filter: &Filter, wrong: Op
     fields.push(("cursor", &filter.cursor));
     let path = format!("/v1/admin/dead-letters?{}", query(&fields));
     let (letters, tasks) = tokio::join!(
-        console.ask(Method::GET, &path, None),
-        console.ask(Method::GET, "/v1/admin/dead-letters/tasks", None)
+        console.ask(By::Operator, Method::GET, &path, None),
+        console.ask(By::Operator, Method::GET, "/v1/admin/dead-letters/tasks", None)
     );
     let wrong = wrong.or_else(|| letters.as_ref().err().cloned());
     let (letters, tasks) = (letters.unwrap_or_default(), tasks.unwrap_or_default());
@@ -103,9 +87,9 @@ async fn listed(console: &Console, session: &Session, filter: &Filter, wrong: Op
 /// One dead letter, with its content.
 pub(super) async fn show(State(console): State<Console>, cookies: CookieJar, Path(id): Path<String>) -> Response {
     let Some(session) = session_of(&console, &cookies) else { return locked(false) };
-    match console.ask(Method::GET, &format!("/v1/admin/dead-letters/{}", encoded(&id)), None).await {
+    match console.ask(By::Operator, Method::GET, &format!("/v1/admin/dead-letters/{}", encoded(&id)), None).await {
         Ok(letter) => Html(page::show(&letter, &console.sessions.csrf(&session)).into_string()).into_response(),
-        Err(refused) => (refused.status, Html(page::refused(&refused.detail).into_string())).into_response(),
+        Err(refused) => refused.into_response(),
     }
 }
 
@@ -159,12 +143,11 @@ pub(super) async fn act(
 ) -> Response {
     let Some(session) = session_of(&console, &cookies) else { return locked(false) };
     let Some(asked) = Asked::parse(&form) else {
-        let detail = "the form cannot be read: open the page again";
-        return (StatusCode::BAD_REQUEST, Html(page::refused(detail).into_string())).into_response();
+        let detail = "the form cannot be read: open the page again".to_owned();
+        return Refused { status: StatusCode::BAD_REQUEST, detail }.into_response();
     };
     if !console.sessions.is_csrf(&session, &asked.csrf) {
-        let detail = "the request did not come from the console's page, or from one that is too old: open it again";
-        return (StatusCode::FORBIDDEN, Html(page::refused(detail).into_string())).into_response();
+        return Refused::forged().into_response();
     }
     if !asked.all && asked.ids.is_empty() {
         let detail = "Choose some dead letters first.".to_owned();
@@ -174,11 +157,9 @@ pub(super) async fn act(
     let path = match action.as_str() {
         "redrive" => "/v1/admin/dead-letters/redrive",
         "discard" => "/v1/admin/dead-letters/discard",
-        _ => {
-            return (StatusCode::NOT_FOUND, Html(page::refused("there is no such page").into_string())).into_response();
-        }
+        _ => return Refused::no_page().into_response(),
     };
-    match console.ask(Method::POST, path, Some(asked.selection())).await {
+    match console.ask(By::Operator, Method::POST, path, Some(asked.selection())).await {
         // By a redirect, so that a reload does not ask again.
         Ok(_) => Redirect::to(&format!("/console/dead-letters?{}", asked.filter.query(""))).into_response(),
         Err(refused) => listed(&console, &session, &asked.filter, Some(refused)).await,
@@ -203,38 +184,9 @@ pub(super) async fn audit(
         return locked(false);
     }
     let query = query(&[("actor", filter.actor.trim()), ("cursor", &filter.cursor)]);
-    match console.ask(Method::GET, &format!("/v1/admin/audit?{query}"), None).await {
+    match console.ask(By::Operator, Method::GET, &format!("/v1/admin/audit?{query}"), None).await {
         Ok(entries) => Html(page::audit(&entries, &filter).into_string()).into_response(),
-        Err(refused) => (refused.status, Html(page::refused(&refused.detail).into_string())).into_response(),
-    }
-}
-
-/// What the API said instead.
-#[derive(Clone, Debug)]
-struct Refused {
-    status: StatusCode,
-    detail: String,
-}
-
-impl Console {
-    /// Asks the API as an operator.
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, Refused> {
-        let broken = || {
-            let detail = "the console failed; try again".to_owned();
-            Refused { status: StatusCode::INTERNAL_SERVER_ERROR, detail }
-        };
-        let mut request = Request::builder().method(method).uri(path);
-        request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.operator_key));
-        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
-        let request = request.header(header::CONTENT_TYPE, "application/json").body(body);
-        let response = self.call(request).await;
-        let status = response.status();
-        let answer = to_bytes(response.into_body(), MAX_ANSWER).await.map_err(|_| broken())?;
-        let answer: Value = serde_json::from_slice(&answer).map_err(|_| broken())?;
-        if status.is_success() {
-            return Ok(answer);
-        }
-        Err(Refused { status, detail: answer["detail"].as_str().unwrap_or("the API refused it").to_owned() })
+        Err(refused) => refused.into_response(),
     }
 }
 

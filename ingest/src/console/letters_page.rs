@@ -3,8 +3,9 @@
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::letters::{AuditFilter, Filter, query};
-use super::page::document;
+use super::asking::query;
+use super::letters::{AuditFilter, Filter};
+use super::page::{items, sheet, text};
 
 /// Most tasks shown above the list.
 const TASKS: usize = 5;
@@ -18,35 +19,6 @@ pub(super) struct Listing<'a> {
     pub(super) tasks: &'a Value,
     pub(super) csrf: &'a str,
     pub(super) wrong: Option<&'a str>,
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or_default()
-}
-
-fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
-    value[field].as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn page(title: &str, about: &str, body: &Markup) -> Markup {
-    let whole = html! {
-        header class="top" {
-            h1 { (title) " " span class="quiet" { "eshaar console" } }
-            p class="quiet" { (about) }
-            nav class="links" aria-label="Pages" {
-                a href="/console" { "Try it" }
-                a href="/console/dead-letters" { "Dead letters" }
-                a href="/console/audit" { "Audit log" }
-            }
-        }
-        main class="sheet" { (body) }
-    };
-    document(&whole, None)
-}
-
-/// An answer that is no page.
-pub(super) fn refused(detail: &str) -> Markup {
-    page("Not done", "", &html! { p class="card outcome" data-kind="bad" role="alert" { (detail) } })
 }
 
 /// The list of dead letters.
@@ -91,7 +63,7 @@ pub(super) fn list(listing: &Listing<'_>) -> Markup {
             }
         }
     };
-    page("Dead letters", "Records that a stage gave up on, kept for 7 days. A redrive sends a record again.", &body)
+    sheet("Dead letters", "Records that a stage gave up on, kept for 7 days. A redrive sends a record again.", &body)
 }
 
 fn filter_form(filter: &Filter) -> Markup {
@@ -214,7 +186,7 @@ pub(super) fn show(letter: &Value, csrf: &str) -> Markup {
             }
         }
     };
-    page("Dead letter", "That it was looked at is in the audit log.", &body)
+    sheet("Dead letter", "That it was looked at is in the audit log.", &body)
 }
 
 /// The audit log.
@@ -246,5 +218,5 @@ pub(super) fn audit(entries: &Value, filter: &AuditFilter) -> Markup {
             }
         }
     };
-    page("Audit log", "Who did what. Entries never change.", &body)
+    sheet("Audit log", "Who did what. Entries never change.", &body)
 }

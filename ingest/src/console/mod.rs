@@ -1,9 +1,12 @@
-//! The try-it console at `/console`: a sender and an agent beside two phones, and where each message is; and operators' pages, of dead
-//! letters and the audit log ([`letters`]).
+//! The try-it console at `/console`: a sender and an agent beside two phones, and where each message is; the business's
+//! [`conversations`]; and operators' pages, of dead letters and the audit log ([`letters`]).
 //!
 //! It has no way of its own to a message: what the page sends goes through the HTTP API as a request of the demo
 //! business, and its phones are WebSocket clients like any other. It must not be reachable without a session.
 
+mod asking;
+mod conversations;
+mod conversations_page;
 mod letters;
 mod letters_page;
 mod page;
@@ -107,6 +110,9 @@ pub fn router(deps: Deps) -> Router {
         .route("/console/messages/{id}", get(status))
         .route("/console/tokens", post(token))
         .route("/console/agent", post(agent))
+        .route("/console/conversations", get(conversations::list))
+        .route("/console/conversations/{id}", get(conversations::show))
+        .route("/console/conversations/{id}/{action}", post(conversations::act))
         .route("/console/dead-letters", get(letters::list))
         .route("/console/dead-letters/{id}", get(letters::show).post(letters::act))
         .route("/console/audit", get(letters::audit))

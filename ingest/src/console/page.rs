@@ -1,10 +1,11 @@
 //! The console's HTML. What moves in it is in `console.js`, how it looks in `console.css`.
 
 use maud::{DOCTYPE, Markup, html};
+use serde_json::Value;
 
 use super::{BUSINESS, PHONES};
 
-pub(super) fn document(body: &Markup, csrf: Option<&str>) -> Markup {
+fn document(body: &Markup, csrf: Option<&str>) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -46,16 +47,52 @@ pub(super) fn locked(refused: bool) -> Markup {
     document(&body, None)
 }
 
+/// A page beside the console itself, without a script.
+pub(super) fn sheet(title: &str, about: &str, body: &Markup) -> Markup {
+    let whole = html! {
+        header class="top" {
+            h1 { (title) " " span class="quiet" { "eshaar console" } }
+            p class="quiet" { (about) }
+            nav class="links" aria-label="Pages" {
+                a href="/console" { "Try it" }
+                (links())
+            }
+        }
+        main class="sheet" { (body) }
+    };
+    document(&whole, None)
+}
+
+fn links() -> Markup {
+    html! {
+        a href="/console/conversations" { "Conversations" }
+        a href="/console/dead-letters" { "Dead letters" }
+        a href="/console/audit" { "Audit log" }
+    }
+}
+
+/// An answer that is no page.
+pub(super) fn refused(detail: &str) -> Markup {
+    sheet("Not done", "", &html! { p class="card outcome" data-kind="bad" role="alert" { (detail) } })
+}
+
+/// A text of the API's answer; nothing where it is null.
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+/// A list of the API's answer.
+pub(super) fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+    value[field].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 /// The console itself.
 pub(super) fn console(csrf: &str) -> Markup {
     let body = html! {
         header class="top" {
             h1 { "eshaar " span class="quiet" { "console" } }
             p class="quiet" { "Send a message as the demo business and see it arrive; or talk, as its agent and as a phone." }
-            nav class="links" aria-label="Pages" {
-                a href="/console/dead-letters" { "Dead letters" }
-                a href="/console/audit" { "Audit log" }
-            }
+            nav class="links" aria-label="Pages" { (links()) }
         }
         main class="desk" {
             div class="side" { (sender()) (timeline()) }

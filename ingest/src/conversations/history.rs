@@ -10,7 +10,7 @@ use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoredMessage};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::access;
+use super::cached::{self, Placed};
 use crate::caller::Caller;
 use crate::query::Parameters;
 use crate::view::MessageView;
@@ -58,19 +58,19 @@ pub(crate) async fn read(
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<History>, Problem> {
-    caller.of_conversations()?;
+    let who = caller.of_conversations()?;
     let parameters = Parameters::parse(query.as_deref(), &["before", "after", "limit"])?;
     let (from, limit) = (read_from(&parameters)?, parameters.limit()?);
-    let ours = access::seen(&app, &caller.0, &id).await?;
-    let page = app.deps.store.conversations.history(ours.conversation.id, from, limit).await;
-    let page = page.map_err(|error| problems::store(&error))?;
-    let (oldest, newest) = (page.rows.first().map(|row| row.position), page.rows.last().map(|row| row.position));
+    let id = id.parse().map_err(|_| problems::conversation_not_found())?;
+    let (side, page) = cached::history(&app, who, id, (from, limit)).await?;
+    let place = |placed: Option<&Placed>| placed.map(|placed| placed.position);
+    let (oldest, newest) = (place(page.messages.first()), place(page.messages.last()));
     let now = app.deps.clock.now();
-    let mut messages = Vec::with_capacity(page.rows.len());
-    for (row, stored) in page.rows.iter().zip(stored(&app, &page.rows).await?) {
+    let mut messages = Vec::with_capacity(page.messages.len());
+    for Placed { position, from, stored } in page.messages {
         let message = MessageView::of(&stored, (&app.deps.codecs, &app.deps.cancelled), now).await?;
-        if row.from == ours.side || !message.is_at(&[Status::Cancelled, Status::Expired]) {
-            messages.push(ChatMessage { message, position: row.position });
+        if from == side || !message.is_at(&[Status::Cancelled, Status::Expired]) {
+            messages.push(ChatMessage { message, position });
         }
     }
     Ok(Json(History { messages, oldest, newest, more: page.more }))

@@ -2,9 +2,11 @@
 //!
 //! Both sides ask alike, and see only what they are one of the two of (`access`). A conversation is started, archived and
 //! closed in the store, where of each pair one is open at most; `conversation.events` is told behind it (`events`). What is
-//! said goes to the log (`sending`), and comes to the `history` by the stage archive. `live` is the same for gateways.
+//! said goes to the log (`sending`), and comes to the `history` by the stage archive. What is read is `cached`. `live` is the
+//! same for gateways.
 
 mod access;
+mod cached;
 mod events;
 pub(crate) mod history;
 pub(crate) mod live;
@@ -32,9 +34,6 @@ use crate::context::Origin;
 use crate::json::{self, Field};
 use crate::query::Parameters;
 use crate::{App, body, openapi, problems, submit};
-
-/// Conversations that unread messages are counted in, the newest.
-const COUNTED: usize = 200;
 
 /// With whom a conversation is wanted. Fields that are not named here are refused.
 #[derive(Deserialize, ToSchema)]
@@ -128,14 +127,8 @@ pub(crate) async fn list(
     let parameters = Parameters::parse(query.as_deref(), &["status", "cursor", "limit"])?;
     let query =
         ListQuery { status: parameters.get("status")?, after: parameters.get("cursor")?, limit: parameters.limit()? };
-    let (ours, next_cursor) = page(&app, who, query).await?;
+    let (ours, next_cursor) = cached::page(&app, who, query).await?;
     Ok(Json(Conversations { conversations: view::views(&app, &ours).await?, next_cursor }))
-}
-
-async fn page(app: &App, who: &Principal, query: ListQuery) -> Result<(Vec<Ours>, Option<ActivityCursor>), Problem> {
-    let page = app.deps.store.conversations.list(who, query).await.map_err(|error| problems::store(&error))?;
-    let ours: Result<Vec<_>, _> = page.conversations.into_iter().map(|one| Ours::new(one, who)).collect();
-    Ok((ours?, page.next))
 }
 
 /// What a side has not read.
@@ -163,11 +156,9 @@ pub(crate) async fn unread_count(
 ) -> Result<Json<UnreadCount>, Problem> {
     let who = caller.of_conversations()?;
     Parameters::parse(query.as_deref(), &[])?;
-    let query = ListQuery { status: Some(ConversationStatus::Active), after: None, limit: COUNTED };
-    let (ours, next) = page(&app, who, query).await?;
-    let of: Vec<_> = ours.iter().map(|ours| (ours.conversation.id, ours.side)).collect();
-    let counts = app.deps.store.conversations.unread(&of, app.deps.clock.now()).await;
-    let counts = counts.map_err(|error| problems::store(&error))?;
+    let query = ListQuery { status: Some(ConversationStatus::Active), after: None, limit: cached::ACTIVE };
+    let (ours, next) = cached::page(&app, who, query).await?;
+    let counts = cached::unread(&app, &ours).await?;
     Ok(Json(UnreadCount {
         unread: counts.iter().map(|count| count.count).sum(),
         conversations: counts.iter().filter(|count| count.count > 0).count(),

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::access::{self, Ours};
+use super::cached;
 use super::events::{self, Doing};
 use super::history;
 use super::view::{self, ConversationView};
@@ -103,6 +104,8 @@ pub(super) async fn read_up_to(
     let up_to = up_to.map_or(last, |up_to| up_to.min(last));
     let mut read = ours.conversation.read[ours.side as usize];
     if read >= Some(up_to) {
+        // Whoever read it may have died before it said so.
+        cached::was_read(app, ours).await;
         return Ok(());
     }
     let at = app.deps.clock.now();
@@ -122,7 +125,9 @@ pub(super) async fn read_up_to(
             submit::append(app, records).await?;
         }
         let mark = ReadMark { conversation: ours.conversation.id, side: ours.side, up_to: reached };
-        app.deps.store.conversations.mark_read(vec![mark]).await.map_err(|error| problems::store(&error))?;
+        let marked = app.deps.store.conversations.mark_read(vec![mark]).await;
+        cached::was_read(app, ours).await;
+        marked.map_err(|error| problems::store(&error))?;
         read = Some(reached);
     }
     let event = events::event(app, &ours.conversation, Change::Read, Some(up_to), Doing { by, at, origin })?;

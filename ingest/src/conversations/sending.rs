@@ -4,8 +4,8 @@ use eshaar_model::{Conversation, ConversationId, Lane, MessageId, Pair, Principa
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::How;
 
-use super::access;
 use super::events::{self, Doing};
+use super::{access, cached};
 use crate::context::Origin;
 use crate::submit::{self, ChatDraft, Party, Sender};
 use crate::{App, problems};
@@ -56,6 +56,10 @@ pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Starte
     let started = app.deps.store.conversations.start(pair).await.map_err(|error| problems::store(&error))?;
     if started.how != How::Found {
         metrics::counter!(names::CONVERSATIONS_STARTED).increment(1);
+    }
+    // Whoever made one that nothing was said in yet may have died before it said so.
+    if started.how != How::Found || started.conversation.last.is_none() {
+        cached::stands(app, pair).await;
     }
     Ok(started)
 }

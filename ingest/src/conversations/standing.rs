@@ -9,6 +9,7 @@ use eshaar_service::Problem;
 use eshaar_store::Archived;
 
 use super::access::{self, Ours};
+use super::cached;
 use super::events::{self, Doing};
 use super::view::{self, ConversationView};
 use crate::caller::Caller;
@@ -32,6 +33,7 @@ pub(crate) async fn archive(
 ) -> Result<Json<ConversationView>, Problem> {
     let ours = managed(&app, &caller, &id).await?;
     let archived = app.deps.store.conversations.archive(ours.conversation.id).await;
+    cached::stands(&app, &ours.conversation.pair).await;
     let conversation = match archived.map_err(|error| problems::store(&error))? {
         Archived::Done(conversation) => conversation,
         Archived::Closed => return Err(problems::conversation_closed()),
@@ -57,6 +59,7 @@ pub(crate) async fn close(
 ) -> Result<Json<ConversationView>, Problem> {
     let ours = managed(&app, &caller, &id).await?;
     let closed = app.deps.store.conversations.close(ours.conversation.id).await;
+    cached::stands(&app, &ours.conversation.pair).await;
     let conversation: Option<Conversation> = closed.map_err(|error| problems::store(&error))?;
     let conversation = conversation.ok_or_else(problems::conversation_not_found)?;
     told(&app, &caller, &origin, Ours { conversation, ..ours }, Change::Closed).await

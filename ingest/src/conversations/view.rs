@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::access::Ours;
+use super::cached;
 use crate::{App, openapi, problems};
 
 /// A conversation.
@@ -85,9 +86,7 @@ impl ConversationView {
 
 /// Conversations as their sides see them, with what is unread in each.
 pub(super) async fn views(app: &App, all: &[Ours]) -> Result<Vec<ConversationView>, Problem> {
-    let of: Vec<_> = all.iter().map(|ours| (ours.conversation.id, ours.side)).collect();
-    let unread = app.deps.store.conversations.unread(&of, app.deps.clock.now()).await;
-    let unread = unread.map_err(|error| problems::store(&error))?;
+    let unread = cached::unread(app, all).await?;
     Ok(all
         .iter()
         .zip(unread)

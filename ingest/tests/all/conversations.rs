@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use crate::fixture::{Fault, Fixture, NOW, OTHER_PHONE, PHONE, options, request, submission};
 
 /// A business's key, a phone's token, and the conversation that they have.
-struct Talk {
-    fixture: Fixture,
-    business: String,
-    phone: String,
-    id: String,
+pub struct Talk {
+    pub fixture: Fixture,
+    pub business: String,
+    pub phone: String,
+    pub id: String,
 }
 
 impl Talk {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let fixture = Fixture::new().await;
         let business = fixture.key("acme", &[Permission::Chat, Permission::ConversationsManage]).await;
         let phone = fixture.token(PHONE);
@@ -31,7 +31,7 @@ impl Talk {
     }
 
     /// Something said by whom a credential is of, and archived; its id.
-    async fn say(&self, credential: &str, content: &str) -> String {
+    pub async fn say(&self, credential: &str, content: &str) -> String {
         let body = json!({ "conversation_id": self.id, "type": "chat", "content": content });
         let answer = self.fixture.send(credential, &body).await;
         assert_eq!(answer.status, 202, "{}", answer.json());
@@ -45,11 +45,11 @@ impl Talk {
         answer.json()
     }
 
-    async fn act(&self, credential: &str, action: &str, body: &Value) -> crate::fixture::Answer {
+    pub async fn act(&self, credential: &str, action: &str, body: &Value) -> crate::fixture::Answer {
         self.fixture.post(&format!("/v1/conversations/{}/{action}", self.id), credential, body).await
     }
 
-    async fn history(&self, credential: &str, query: &str) -> Value {
+    pub async fn history(&self, credential: &str, query: &str) -> Value {
         let answer = self.fixture.get(&format!("/v1/conversations/{}/messages{query}", self.id), credential).await;
         assert_eq!(answer.status, 200, "{}", answer.json());
         answer.json()
@@ -73,7 +73,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-fn contents(page: &Value) -> Vec<String> {
+pub fn contents(page: &Value) -> Vec<String> {
     page["messages"].as_array().unwrap().iter().map(|message| text(&message["content"])).collect()
 }
 

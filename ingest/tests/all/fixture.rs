@@ -12,8 +12,9 @@ use eshaar_auth::jwt::Issuer;
 use eshaar_auth::{Authenticator, keys};
 use eshaar_ingest::{BulkOptions, Deps, Options, QueueOptions, router};
 use eshaar_model::{Clock, ConversationPosition, Epoch, Pair, Permission, Principal, Side, Timestamp};
+use eshaar_presence::cache::Key;
 use eshaar_presence::limits::{self, Limiter};
-use eshaar_presence::local::LocalPresence;
+use eshaar_presence::local::{LocalCache, LocalPresence};
 use eshaar_schemas::registry::embedded::EmbeddedRegistry;
 use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{ChatRow, MessageRow, Step, Store};
@@ -189,6 +190,7 @@ impl Fixture {
             cancelled: Arc::clone(&cancelled),
             limits: Arc::new(Limiter::local(limits, clock.clone())),
             depths: Arc::new(LocalPresence::new(clock.clone())),
+            cache: Arc::new(LocalCache::new(clock.clone())),
             clock: clock.clone(),
         };
         let api = router(deps.clone(), options);
@@ -260,7 +262,8 @@ impl Fixture {
         self.codecs.decode(&record.value).unwrap()
     }
 
-    /// What the stage archive does: accepted and scheduled messages, what was said, and statuses into the store.
+    /// What the stage archive does: accepted and scheduled messages, what was said, and statuses into the store; and what of it
+    /// has changed is said to the cache.
     pub async fn archive(&self) {
         for topic in [Topic::MessagesScheduled, Topic::MessagesAccepted] {
             let rows: Vec<_> = self.records(topic).await.iter().map(|record| self.row(record)).collect();
@@ -269,19 +272,25 @@ impl Fixture {
             for row in said {
                 let stored = self.store.messages.get(row.id).await.unwrap().unwrap();
                 if stored.row.accepted.1 == Some(row.position.offset) {
+                    let changed = Key::of_message(row.conversation, &row.pair, row.from.other()).collect();
                     self.store.conversations.append(vec![row]).await.unwrap();
+                    self.deps.cache.invalidate(changed).await;
                 }
             }
         }
         let changes = self.records(Topic::MessageStatus).await;
-        let changes = changes.iter().map(|record| self.codecs.decode::<StatusChanged>(&record.value).unwrap());
-        let steps = changes.map(|change| Step {
-            id: change.id,
-            status: change.status,
-            at: Timestamp::from_millis(change.at),
-            reason: change.reason,
-        });
-        self.store.messages.reach(steps.collect()).await.unwrap();
+        let (mut steps, mut changed) = (Vec::new(), Vec::new());
+        for record in &changes {
+            let change: StatusChanged = self.codecs.decode(&record.value).unwrap();
+            if let Ok(id) = std::str::from_utf8(&record.key).unwrap().parse() {
+                let to = if change.recipient.starts_with('+') { Side::Phone } else { Side::Business };
+                changed.extend(Key::of_step(id, to, change.status));
+            }
+            let at = Timestamp::from_millis(change.at);
+            steps.push(Step { id: change.id, status: change.status, at, reason: change.reason });
+        }
+        self.store.messages.reach(steps).await.unwrap();
+        self.deps.cache.invalidate(changed).await;
     }
 
     fn row(&self, record: &Record) -> MessageRow {

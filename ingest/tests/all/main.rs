@@ -4,6 +4,7 @@
 mod access;
 mod admin;
 mod bulk;
+mod caches;
 mod cancelling;
 mod conversations;
 mod description;

@@ -5,7 +5,7 @@
 //! nothing piles up here, however long Redis is away. Callers wait for Redis nowhere: presence is a hint.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use eshaar_service::breaker::{Breaker, policies};
@@ -39,6 +39,8 @@ pub(super) struct Link {
     state: RwLock<Result<Live, Arc<str>>>,
     /// Open while there is no connection: for metrics, logs and health.
     breaker: Arc<Breaker>,
+    /// How many connections there have been.
+    connections: AtomicU64,
     /// Held while the channels of the connection change, so that none is forgotten when it is replaced.
     subscribing: Mutex<()>,
 }
@@ -81,8 +83,14 @@ impl Link {
             channels: Arc::default(),
             state: RwLock::new(Err("not connected yet".into())),
             breaker: Breaker::new(policies::REDIS),
+            connections: AtomicU64::new(0),
             subscribing: Mutex::default(),
         }
+    }
+
+    /// How many connections there have been: what was told over an earlier one may be forgotten.
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
     }
 
     pub(super) fn scripts(&self) -> &Scripts {
@@ -157,6 +165,8 @@ impl Link {
             Ok(Err(error)) => return Err(SetupError::of(&self.options, &error)),
             Err(_) => return Err(SetupError::timed_out(&self.options)),
         }
+        // First, so that nobody asks over the new one as if it were the one before.
+        self.connections.fetch_add(1, Relaxed);
         *self.state.write() = Ok(live.clone());
         Ok(live)
     }

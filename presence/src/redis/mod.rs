@@ -7,10 +7,12 @@
 //! | `<prefix>on:<channel>` | channel (pub/sub) | – |
 //! | `<prefix>depths` | hash: `stage:partition` → `interactive bulk end` | with its last publisher |
 //! | `<prefix>{limit}:…` | windows of limits (`limits`) | when nothing is in them |
+//! | `<prefix>cache:…` | values in front of the store (`cache`) | after 5 min |
 //!
 //! Times are the server's, in milliseconds. No command touches two keys but those of limits, which are on one node; none looks through the keyspace: a node
 //! that withdrew, or lapsed, or began another life is no longer in `nodes`, and its connections are hidden by that.
 
+mod cache;
 mod channels;
 mod depths;
 mod endpoint;
@@ -47,6 +49,9 @@ pub struct RedisPresence {
     keeper: JoinHandle<()>,
     /// Callers whose limits are to be counted.
     asks: mpsc::Sender<limits::Ask>,
+    /// What of the cache Redis has not been told has changed.
+    debt: Arc<cache::Debt>,
+    settler: JoinHandle<()>,
     /// Added to the server's time, in milliseconds. Only tests move it.
     shift: Arc<AtomicI64>,
 }
@@ -63,7 +68,9 @@ impl RedisPresence {
         let keeper = tokio::spawn(Arc::clone(&link).keep(told));
         let shift = Arc::new(AtomicI64::new(0));
         let asks = limits::start(Arc::clone(&link), Arc::clone(&shift));
-        let presence = Arc::new(Self { link, keeper, asks, shift });
+        let debt = Arc::<cache::Debt>::default();
+        let settler = tokio::spawn(cache::keep_settling(Arc::clone(&link), Arc::clone(&debt)));
+        let presence = Arc::new(Self { link, keeper, asks, debt, settler, shift });
         match first.await {
             Ok(Err(error)) if !error.may_pass() => return Err(error),
             Ok(Err(error)) => tracing::warn!(%error, "going on without presence until Redis answers"),
@@ -96,7 +103,7 @@ impl RedisPresence {
     }
 
     /// Asks who lives, and where `principals` are.
-    fn look_up<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>) -> Pipeline {
+    fn locate<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(principals.len() + 1);
         pipeline.add_command(self.live_nodes());
         for principal in principals {
@@ -123,6 +130,7 @@ impl RedisPresence {
 impl Drop for RedisPresence {
     fn drop(&mut self) {
         self.keeper.abort();
+        self.settler.abort();
     }
 }
 
@@ -283,7 +291,7 @@ impl Presence for RedisPresence {
 
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
         const ACTION: &str = "look up slots";
-        let mut answers = self.link.run(ACTION, &self.look_up(principals.iter())).await?.into_iter();
+        let mut answers = self.link.run(ACTION, &self.locate(principals.iter())).await?.into_iter();
         let live = answers.next().and_then(Live::parse).ok_or_else(|| unexpected(ACTION))?;
         let incarnations = live.incarnations();
         let slots_of_one = |answer: Value| {
@@ -300,7 +308,7 @@ impl Presence for RedisPresence {
 
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {
         const ACTION: &str = "list connections";
-        let answers = self.link.run(ACTION, &self.look_up([principal].into_iter())).await?;
+        let answers = self.link.run(ACTION, &self.locate([principal].into_iter())).await?;
         let [live, connections] = <[Value; 2]>::try_from(answers).map_err(|_| unexpected(ACTION))?;
         let live = Live::parse(live).ok_or_else(|| unexpected(ACTION))?;
         let connections = entries(&connections, live.now, &live.incarnations()).map(Iterator::collect);

@@ -184,6 +184,20 @@ end
 return live
 ";
 
+/// KEYS: a place of the cache. ARGV: shift, token, ttl, generation. What is held there, a lease or a value of this generation;
+/// else nothing: the lease is the asker's.
+const LEASE_VALUE: &str = "
+local held = redis.call('GET', KEYS[1])
+if held and (string.sub(held, 1, 1) == 'L' or string.sub(held, 2, 9) == ARGV[4]) then return held end
+redis.call('SET', KEYS[1], 'L' .. ARGV[2], 'PX', ARGV[3])
+return false
+";
+
+/// KEYS: a place of the cache. ARGV: shift, token, ttl, what is to be held there, if the lease still is.
+const PUT_VALUE: &str = "
+if redis.call('GET', KEYS[1]) == 'L' .. ARGV[2] then redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[3]) end
+";
+
 /// All scripts.
 pub(super) struct Scripts {
     pub(super) lease: Source,
@@ -194,6 +208,8 @@ pub(super) struct Scripts {
     pub(super) take: Source,
     pub(super) tell_depths: Source,
     pub(super) depths: Source,
+    pub(super) lease_value: Source,
+    pub(super) put_value: Source,
 }
 
 /// A script: run by its hash, sent whole only when a server does not know it.
@@ -234,6 +250,8 @@ impl Scripts {
             take: Source::new(&[NOW, TAKE]),
             tell_depths: Source::new(&[NOW, TELL_DEPTHS]),
             depths: Source::new(&[NOW, DEPTHS]),
+            lease_value: Source::new(&[LEASE_VALUE]),
+            put_value: Source::new(&[PUT_VALUE]),
         }
     }
 
@@ -242,7 +260,8 @@ impl Scripts {
         let mut pipeline = redis::pipe();
         let of_sessions = [&self.lease, &self.announce, &self.withdraw, &self.live, &self.enter];
         let of_flow = [&self.take, &self.tell_depths, &self.depths];
-        for source in of_sessions.into_iter().chain(of_flow) {
+        let of_cache = [&self.lease_value, &self.put_value];
+        for source in of_sessions.into_iter().chain(of_flow).chain(of_cache) {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&source.text);
         }
         pipeline

@@ -1,7 +1,8 @@
 //! Writes what was accepted, and what became of it, to the history, and tells those who talk of what was said.
 //!
 //! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, its
-//! conversations, and tallies of broadcasts; and `deliveries`. A message or a step that is written again changes nothing, so a
+//! conversations, and tallies of broadcasts; and `deliveries`. What has changed is said to the cache behind each write, and
+//! nothing is settled before. A message or a step that is written again changes nothing, so a
 //! replay has no effect; a step may come before its message, and a message that was scheduled before it is known to have
 //! been.
 //!
@@ -13,9 +14,11 @@ mod said;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::AHashSet;
 use async_trait::async_trait;
-use eshaar_model::{Clock, ConversationId, Epoch, MessageKind, Timestamp};
+use eshaar_model::{Clock, ConversationId, Epoch, MessageKind, Side, Timestamp};
 use eshaar_presence::Presence;
+use eshaar_presence::cache::{Cache, Key};
 use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{MessageRow, Step, Store, StoreError};
 use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic};
@@ -50,11 +53,14 @@ pub struct Ports {
     pub store: Store,
     /// Who is connected where.
     pub presence: Arc<dyn Presence>,
+    /// What is read of conversations without the store.
+    pub cache: Arc<dyn Cache>,
 }
 
 /// The stage.
 pub struct Archive {
     store: Store,
+    cache: Arc<dyn Cache>,
     epoch: Epoch,
     codecs: Codecs,
     clock: Clock,
@@ -66,11 +72,11 @@ pub struct Archive {
 impl Archive {
     /// The stage.
     pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
-        let Ports { log, store, presence } = ports;
+        let Ports { log, store, presence, cache } = ports;
         let epoch = log.epoch();
         let tallies = Tallies::new(Arc::clone(&store.broadcasts), epoch);
         let whereabouts = Whereabouts::new(presence, clock.clone(), log.partitions(Topic::Deliveries));
-        Self { store, epoch, codecs, clock, tallies, whereabouts, options }
+        Self { store, cache, epoch, codecs, clock, tallies, whereabouts, options }
     }
 
     async fn messages(&self, previous: &mut Previous<ConversationId>, batch: &[Received]) -> Vec<Outcome> {
@@ -106,15 +112,28 @@ impl Archive {
 
     async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
         let (mut steps, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let mut changed = Vec::new();
         for record in batch {
             let decoded = decode::<StatusChanged>(&self.codecs, &record.value).await;
+            if let (Ok(change), Some(conversation)) = (&decoded, conversation_of(record)) {
+                changed.extend(Key::of_step(conversation, recipient(change), change.status));
+            }
             outcomes.push(self.collect(decoded.map(step).map_err(Error::from), &mut steps));
         }
         let mut written = if steps.is_empty() { Ok(()) } else { self.store.messages.reach(steps).await };
+        self.changed(changed.into_iter()).await;
         if written.is_ok() {
             written = self.tallies.note(batch).await;
         }
         self.unless_failed(&written, outcomes)
+    }
+
+    /// Says to the cache what has changed, whether or not it is known to have.
+    async fn changed(&self, keys: impl Iterator<Item = Key>) {
+        let keys: AHashSet<Key> = keys.collect();
+        if !keys.is_empty() {
+            self.cache.invalidate(keys.into_iter().collect()).await;
+        }
     }
 
     fn collect<T>(&self, item: Result<T, Error>, items: &mut Vec<T>) -> Outcome {
@@ -149,6 +168,8 @@ impl Stage for Archive {
     }
 
     async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<Self::Partition, StageError> {
+        // Whoever had the partition may have died before it said what it changed.
+        self.cache.invalidate_all().await;
         self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))?;
         Ok(Previous::new(PREVIOUS_CONVERSATIONS))
     }
@@ -186,6 +207,16 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
     })
 }
 
+/// The conversation of a record of `message.status`, whose key it is; that of a one-way message has another.
+fn conversation_of(record: &Received) -> Option<ConversationId> {
+    std::str::from_utf8(&record.key).ok()?.parse().ok()
+}
+
+/// The side that a message of a conversation is for.
+fn recipient(change: &StatusChanged) -> Side {
+    if change.recipient.starts_with('+') { Side::Phone } else { Side::Business }
+}
+
 fn step(change: StatusChanged) -> Step {
     Step { id: change.id, status: change.status, at: Timestamp::from_millis(change.at), reason: change.reason }
 }
@@ -209,7 +240,8 @@ impl Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use bytes::Bytes;
-    use eshaar_model::{Lane, MessageType, Pair, Side, Status};
+    use eshaar_model::{Lane, MessageType, Pair, Status};
+    use eshaar_presence::cache::{Fill, Lookup};
     use eshaar_schemas::{Delivery, Hint, MessageHint};
     use eshaar_service::TraceContext;
     use eshaar_store::ReadFrom;
@@ -224,6 +256,7 @@ mod tests {
             log: Arc::new(engines.log.clone()),
             store: engines.store.clone(),
             presence: Arc::clone(&engines.presence) as _,
+            cache: Arc::clone(&engines.cache) as _,
         };
         Archive::new(ports, engines.codecs.clone(), engines.clock.clone(), Options::default())
     }
@@ -312,6 +345,44 @@ mod tests {
         let mut anew = nothing_known();
         let hints = told(archive.handle(&mut anew, &[record(Side::Phone, 12)]).await, &engines.codecs);
         assert_eq!(place(&hints[0][0].1), (true, 1, 12, Some(9)));
+    }
+
+    /// Has a value in every place; which of them held one already.
+    async fn fill(engines: &Engines, keys: &[Key]) -> Vec<bool> {
+        let mut held = Vec::new();
+        for (key, lookup) in keys.iter().zip(engines.cache.look_up(keys).await.unwrap()) {
+            held.push(matches!(lookup, Lookup::Hit(_)));
+            if let Lookup::Miss(lease) = lookup {
+                engines.cache.fill(vec![Fill { key: key.clone(), lease, value: Bytes::new() }]).await.unwrap();
+            }
+        }
+        held
+    }
+
+    #[tokio::test]
+    async fn what_changes_is_said_to_the_cache_and_whoever_takes_over_says_that_anything_may_have() {
+        let engines = Engines::open().await;
+        let (archive, mut previous) = (archive(&engines), nothing_known());
+        let conversation = engines.store.conversations.start(&pair()).await.unwrap().conversation.id;
+        let mut keys: Vec<Key> = Key::of_message(conversation, &pair(), Side::Business).collect();
+        keys.push(Key::Unread(conversation, Side::Phone));
+        let but = |changed: &[Key]| keys.iter().map(|key| !changed.contains(key)).collect::<Vec<_>>();
+        let (newest, unread) = (Key::Newest(conversation), Key::Unread(conversation, Side::Business));
+        assert_eq!(fill(&engines, &keys).await, [false; 7]);
+        let asked = said(conversation, Side::Phone);
+        archive.handle(&mut previous, &[received(&asked, Lane::Normal, &engines.codecs, (4, 7))]).await;
+        assert_eq!(fill(&engines, &keys).await, but(&keys[..6]), "what a phone said it has not unread itself");
+
+        for (step, changed) in [(Status::Delivered, vec![newest.clone()]), (Status::Read, vec![newest, unread])] {
+            let reached = status(&asked, step, &engines.codecs);
+            let reached = Received { key: conversation.to_string().into(), ..reached };
+            archive.handle(&mut previous, &[reached]).await;
+            assert_eq!(fill(&engines, &keys).await, but(&changed), "{step}");
+        }
+        archive.handle(&mut previous, &[received(&message(1), Lane::High, &engines.codecs, (4, 8))]).await;
+        assert_eq!(fill(&engines, &keys).await, [true; 7], "a one-way message is of no conversation");
+        archive.open(4, &[]).await.unwrap();
+        assert_eq!(fill(&engines, &keys).await, [false; 7], "the partition was another's");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use ahash::AHashMap;
 use eshaar_model::{ConversationId, ConversationPosition, Epoch, Pair, Principal, Side};
 use eshaar_presence::Slots;
+use eshaar_presence::cache::Key;
 use eshaar_schemas::{Delivery, EncodeError, Hint, MessageHint};
 use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError};
 use eshaar_topics::flow::{self, Origin};
@@ -40,7 +41,9 @@ impl Archive {
         let stored = self.store.messages.get_many(&ids).await?.into_iter().flatten();
         let first: AHashMap<_, _> = stored.map(|stored| (stored.row.id, stored.row.accepted)).collect();
         said.retain(|Said { row, .. }| first.get(&row.id) == Some(&(partition, Some(row.position.offset))));
-        self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await
+        let written = self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await;
+        self.changed(said.iter().flat_map(changed)).await;
+        written
     }
 
     /// The hints that follow from what was said, by place in the batch.
@@ -110,6 +113,11 @@ impl Archive {
         let (origin, now) = (Origin::of(&record.headers), self.clock.now());
         Ok(slots.iter().map(|slot| flow::delivery_of(value.clone(), &principal, *slot, now, origin)).collect())
     }
+}
+
+/// What is cached and has changed by what was said.
+fn changed(Said { row, .. }: &Said) -> impl Iterator<Item = Key> {
+    Key::of_message(row.conversation, &row.pair, row.from.other())
 }
 
 /// A message as its conversation keeps it; `None` for one that has none, or stands nowhere yet.

@@ -1,5 +1,6 @@
 //! The engine against real servers: the shared one, and private ones that are killed, hung and failed over.
 
+mod cache;
 mod outages;
 mod server;
 mod setups;

@@ -167,6 +167,11 @@ async fn a_cluster_keeps_every_rule_of_the_port_and_its_nodes_may_come_back() {
         conformance::limits::Subject { counters, pass: Box::new(move |time| timed.pass(time)) }
     })
     .await;
+    conformance::cache::timeless(async || {
+        RedisPresence::connect(Options { prefix: prefix(), ..calm.clone() }).await.unwrap()
+            as Arc<dyn crate::cache::Cache>
+    })
+    .await;
 
     let presence = RedisPresence::connect(options).await.unwrap();
     let everyone: Vec<Principal> = (0..100).map(phone).collect();
