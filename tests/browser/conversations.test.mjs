@@ -18,6 +18,8 @@ const NARROW = { width: 360, height: 740 };
 const WAIT_MS = 10_000;
 const [FIRST, SECOND] = ["+966500000011", "+966500000012"];
 const HOSTILE = `1 < 2 & "quoted" 'x' {}`;
+// The API takes these away; that the page escapes what it is given is tested in Rust.
+const TAGS = `<script>document.title = "taken"</script><img src="x" onerror="alert(1)">`;
 
 describe("the console's pages of conversations", { concurrency: false, timeout: 120_000 }, () => {
   let server, browser, context, page;
@@ -119,7 +121,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
     await say(server.demoKey, conversations[SECOND], "Good morning");
     const phone = server.token(FIRST);
     await say(phone, conversations[FIRST], "هل فُقدت بطاقتي؟");
-    await say(phone, conversations[FIRST], HOSTILE);
+    await say(phone, conversations[FIRST], TAGS + HOSTILE);
     await shows("", conversations[FIRST], conversations[SECOND]);
     await eventually("", "counts 2 unread", async () => (await lines().first().locator(".badge").allTextContents()).includes("2 unread"));
     assert.match(await lines().first().textContent(), /\+966500000011 active 2 unread/);
@@ -134,6 +136,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
     assert.deepEqual(await bubbles().locator(".content").allTextContents(), ["هل فُقدت بطاقتي؟", HOSTILE, "It is not."]);
     assert.deepEqual(await bubbles().locator(".status").allTextContents(), ["sent", "sent", "sent"]);
     assert.equal(await page.title(), "eshaar console");
+    assert.equal(await page.locator("script, img").count(), 0, "what was said is text");
     await call(server.token(FIRST), "POST", `/conversations/${conversations[FIRST]}/read`, {});
     await call(server.demoKey, "POST", `/conversations/${conversations[FIRST]}/read`, {});
     await eventually(`/${conversations[FIRST]}`, "all are read", async () =>
@@ -191,7 +194,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
     assert.deepEqual(complaints, []);
     const answer = await page.goto(`${server.url}/console/conversations/00000000-0000-7000-8000-000000000000`);
     assert.equal(answer.status(), 404);
-    await page.getByRole("alert").waitFor();
+    await page.getByRole("alert").filter({ hasText: "conversation_not_found" }).waitFor();
     for (const query of ["?status=lost", "?cursor=x"]) {
       assert.equal((await page.goto(`${server.url}/console/conversations${query}`)).status(), 400, query);
     }

@@ -23,6 +23,7 @@ pub(super) enum By {
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
     pub(super) status: StatusCode,
+    /// For people; of what the API refused, with its code.
     pub(super) detail: String,
 }
 
@@ -31,6 +32,12 @@ impl Refused {
     pub(super) fn forged() -> Self {
         let detail = "the request did not come from the console's page, or from one that is too old: open it again";
         Self { status: StatusCode::FORBIDDEN, detail: detail.to_owned() }
+    }
+
+    /// A form that is not one of the page's.
+    pub(super) fn unreadable() -> Self {
+        let detail = "the form cannot be read: open the page again".to_owned();
+        Self { status: StatusCode::BAD_REQUEST, detail }
     }
 
     /// There is no such page.
@@ -67,7 +74,9 @@ impl Console {
         if status.is_success() {
             return Ok(answer);
         }
-        Err(Refused { status, detail: answer["detail"].as_str().unwrap_or("the API refused it").to_owned() })
+        let detail = answer["detail"].as_str().unwrap_or("the API refused it");
+        let code = answer["code"].as_str().map(|code| format!(" ({code})")).unwrap_or_default();
+        Err(Refused { status, detail: format!("{detail}{code}") })
     }
 }
 

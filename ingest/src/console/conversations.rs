@@ -3,6 +3,7 @@
 //! Forms and links alone, no script, like the operators' pages. All of it goes through the HTTP API with the business's key.
 
 use axum::Form;
+use axum::extract::rejection::FormRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum_extra::extract::CookieJar;
@@ -82,9 +83,10 @@ pub(super) async fn act(
     State(console): State<Console>,
     cookies: CookieJar,
     Path((id, action)): Path<(String, String)>,
-    Form(asked): Form<Asked>,
+    form: Result<Form<Asked>, FormRejection>,
 ) -> Response {
     let Some(session) = session_of(&console, &cookies) else { return locked(false) };
+    let Ok(Form(asked)) = form else { return Refused::unreadable().into_response() };
     if !console.sessions.is_csrf(&session, &asked.csrf) {
         return Refused::forged().into_response();
     }

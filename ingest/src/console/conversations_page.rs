@@ -68,8 +68,10 @@ fn line(conversation: &Value) -> Markup {
     }
 }
 
+/// To the second; the page has no script that knows where it is looked at.
 fn time(at: &str) -> Markup {
-    html! { time datetime=(at) { (at) } }
+    let shown = at.get(..19).unwrap_or(at).replace('T', " ");
+    html! { time datetime=(at) { (shown) " UTC" } }
 }
 
 /// A part of a conversation.

@@ -142,10 +142,7 @@ pub(super) async fn act(
     form: Bytes,
 ) -> Response {
     let Some(session) = session_of(&console, &cookies) else { return locked(false) };
-    let Some(asked) = Asked::parse(&form) else {
-        let detail = "the form cannot be read: open the page again".to_owned();
-        return Refused { status: StatusCode::BAD_REQUEST, detail }.into_response();
-    };
+    let Some(asked) = Asked::parse(&form) else { return Refused::unreadable().into_response() };
     if !console.sessions.is_csrf(&session, &asked.csrf) {
         return Refused::forged().into_response();
     }

@@ -1,6 +1,8 @@
 //! The console's server side, with an API that answers what it was asked.
 #![allow(clippy::unwrap_used)]
 
+mod conversations;
+
 use axum::body::to_bytes;
 use eshaar_model::Timestamp;
 use serde_json::{Value, json};
@@ -29,6 +31,11 @@ async fn echo(request: Request<Body>) -> Json<Value> {
 
 impl Browser {
     async fn new() -> Self {
+        Self::before(Router::new().fallback(echo)).await
+    }
+
+    /// Of a console with this API.
+    async fn before(api: Router) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let jwt_secret_file = dir.path().join("jwt").to_str().unwrap().to_owned();
         std::fs::write(&jwt_secret_file, "0123456789abcdef0123456789abcdef").unwrap();
@@ -40,7 +47,7 @@ impl Browser {
         };
         let clock = Clock::manual(Timestamp::from_millis(1_760_000_000_000));
         let router = router(Deps {
-            api: Router::new().fallback(echo),
+            api,
             api_key: "esk_demo".to_owned(),
             operator_key: "esk_operator".to_owned(),
             issuer: Arc::new(Issuer::new(&options).await.unwrap()),
@@ -52,13 +59,17 @@ impl Browser {
 
     async fn logged_in() -> Self {
         let mut browser = Self::new().await;
-        let (status, _) = browser.get(&link(SECRET, browser.clock.now())).await;
+        browser.log_in().await;
+        browser
+    }
+
+    async fn log_in(&mut self) {
+        let (status, _) = self.get(&link(SECRET, self.clock.now())).await;
         assert_eq!(status, StatusCode::SEE_OTHER);
-        let (status, page) = browser.get("/console").await;
+        let (status, page) = self.get("/console").await;
         assert_eq!(status, StatusCode::OK);
         let after = page.split_once(r#"name="csrf-token" content=""#).unwrap().1;
-        browser.csrf = Some(after.split_once('"').unwrap().0.to_owned());
-        browser
+        self.csrf = Some(after.split_once('"').unwrap().0.to_owned());
     }
 
     async fn get(&mut self, path: &str) -> (StatusCode, String) {
@@ -66,12 +77,17 @@ impl Browser {
     }
 
     async fn post(&mut self, path: &str, body: Value) -> (StatusCode, Value) {
-        let (status, text) = self.call(Method::POST, path, Some(body)).await;
+        let (status, text) = self.call(Method::POST, path, Some(("application/json", body.to_string()))).await;
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    async fn call(&mut self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, String) {
-        let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+    async fn submit(&mut self, path: &str, form: &str) -> (StatusCode, String) {
+        self.call(Method::POST, path, Some(("application/x-www-form-urlencoded", form.to_owned()))).await
+    }
+
+    async fn call(&mut self, method: Method, path: &str, body: Option<(&str, String)>) -> (StatusCode, String) {
+        let (media_type, body) = body.unwrap_or(("application/json", String::new()));
+        let mut request = Request::builder().method(method).uri(path).header("content-type", media_type);
         request = request.header("idempotency-key", "k-1");
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
@@ -79,8 +95,7 @@ impl Browser {
         if let Some(csrf) = &self.csrf {
             request = request.header("x-csrf-token", csrf);
         }
-        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
-        let response = self.router.clone().oneshot(request.body(body).unwrap()).await.unwrap();
+        let response = self.router.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
         let headers = response.headers();
         assert_eq!(headers["content-security-policy"], CONTENT_SECURITY_POLICY);
         assert_eq!(

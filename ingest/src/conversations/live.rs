@@ -97,8 +97,8 @@ impl Live {
         up_to: ConversationPosition,
     ) -> Result<(), Problem> {
         let who = allowed(by, &[Permission::Chat])?;
-        let ours = access::find(&self.0, who, conversation).await?;
-        reading::read_up_to(&self.0, by, &Origin::new(), &ours, Some(up_to)).await
+        let mut ours = access::find(&self.0, who, conversation).await?;
+        reading::read_up_to(&self.0, by, &Origin::new(), &mut ours, Some(up_to)).await
     }
 
     /// The two of a conversation that `by` is one of.

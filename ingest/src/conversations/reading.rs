@@ -59,10 +59,9 @@ pub(crate) async fn mark(
     caller.chatter()?;
     let body = body::json(&headers, body, &app.options).await?;
     let up_to = parse(&body, app.options.json_depth)?;
-    let ours = access::seen(&app, &caller.0, &id).await?;
-    let id = ours.conversation.id;
-    read_up_to(&app, &caller.0, &origin, &ours, up_to).await?;
-    view::view(&app, access::find(&app, &caller.0.principal, id).await?).await.map(Json)
+    let mut ours = access::seen(&app, &caller.0, &id).await?;
+    read_up_to(&app, &caller.0, &origin, &mut ours, up_to).await?;
+    view::view(&app, ours).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -96,7 +95,7 @@ pub(super) async fn read_up_to(
     app: &App,
     identity: &Identity,
     origin: &Origin,
-    ours: &Ours,
+    ours: &mut Ours,
     up_to: Option<ConversationPosition>,
 ) -> Result<(), Problem> {
     let by = allowed(identity, &[Permission::Chat])?;
@@ -128,6 +127,7 @@ pub(super) async fn read_up_to(
         let marked = app.deps.store.conversations.mark_read(vec![mark]).await;
         cached::was_read(app, ours).await;
         marked.map_err(|error| problems::store(&error))?;
+        ours.conversation.mark_read(ours.side, reached);
         read = Some(reached);
     }
     let event = events::event(app, &ours.conversation, Change::Read, Some(up_to), Doing { by, at, origin })?;

@@ -6,7 +6,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use eshaar_model::{ConversationId, ConversationPosition, Epoch, MessageId, Pair, Side, StatusSteps, Timestamp};
+use eshaar_model::{
+    Conversation, ConversationId, ConversationPosition, Epoch, MessageId, Pair, Side, StatusSteps, Timestamp,
+};
 use scylla::deserialize::row::DeserializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
@@ -162,15 +164,25 @@ fn head((of, offset, id, from, expires_at): HeadColumns) -> Result<(Conversation
     Ok((position, Head { position, id, from: side(from)?, expires_at: expires_at.map(timestamp) }))
 }
 
+/// For each what is not read. Where nothing stands behind the read position, nothing more is asked.
 pub(super) async fn unread(
     call: &Call<'_>,
-    id: ConversationId,
-    of: Side,
+    of: &[(ConversationId, Side)],
     now: Timestamp,
-) -> Result<Unread, StoreError> {
-    let key = Uuid::from(id);
-    let Some(conversation) = states(call, &[key]).await?.remove(&key) else { return Ok(Unread::default()) };
-    let mut walk = Walk::new(call, key, ReadFrom::After(conversation.read[of as usize]));
+) -> Result<Vec<Unread>, StoreError> {
+    let ids: Vec<Uuid> = of.iter().map(|(id, _)| (*id).into()).collect();
+    let known = states(call, &ids).await?;
+    let count = async |(id, side): (&Uuid, Side)| match known.get(id) {
+        Some(conversation) if conversation.last_position() > conversation.read[side as usize] => {
+            count(call, conversation, side, now).await
+        }
+        _ => Ok(Unread::default()),
+    };
+    call.each(ids.iter().zip(of.iter().map(|(_, side)| *side)).map(count).collect()).await
+}
+
+async fn count(call: &Call<'_>, conversation: &Conversation, of: Side, now: Timestamp) -> Result<Unread, StoreError> {
+    let mut walk = Walk::from_read_to_last(call, conversation, of);
     let (mut unread, mut examined) = (Unread::default(), 0);
     loop {
         let heads = walk.next(&call.statements().chat_heads, COUNTED_AT_ONCE, head).await?;
@@ -219,6 +231,19 @@ impl<'a> Walk<'a> {
         };
         let told = None;
         Self { call, conversation, backward, behind, buckets: VecDeque::new(), told, more_buckets: true, at_once: 1 }
+    }
+
+    /// Over what a side has not read. Where that is all of one bucket, that one need not be asked for.
+    fn from_read_to_last(call: &'a Call<'a>, conversation: &Conversation, side: Side) -> Self {
+        let (read, last) = (conversation.read[side as usize], conversation.last_position());
+        let walk = Self::new(call, conversation.id.into(), ReadFrom::After(read));
+        let bucket = |at: ConversationPosition| (epoch(at.epoch), integer(at.offset) >> BUCKET_BITS);
+        match (read.map(bucket), last.map(bucket)) {
+            (Some(first), Some(only)) if first == only => {
+                Self { buckets: VecDeque::from([only]), more_buckets: false, ..walk }
+            }
+            _ => walk,
+        }
     }
 
     /// The next rows: at most `limit` of a bucket; none at the end.

@@ -130,7 +130,7 @@ impl ConversationStore for Cql {
 
     async fn unread(&self, of: &[(ConversationId, Side)], now: Timestamp) -> Result<Vec<Unread>, StoreError> {
         let call = self.call("count_unread")?;
-        call.each(of.iter().map(|(id, side)| chat::unread(&call, *id, *side, now)).collect()).await
+        chat::unread(&call, of, now).await
     }
 }
 
