@@ -3,42 +3,22 @@
 // SCREENSHOTS names a directory for pictures of the page.
 
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { join } from "node:path";
 import { after, before, beforeEach, describe, test } from "node:test";
-import { promisify } from "node:util";
-
-import { chromium } from "playwright-core";
 
 import { Server } from "../clients/node/server.mjs";
-
-const BINARY = process.env.ESHAAR_BIN ?? new URL("../../target/debug/eshaar", import.meta.url).pathname;
-const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
-const WIDE = { width: 1280, height: 900 };
-const NARROW = { width: 360, height: 740 };
-const WAIT_MS = 10_000;
+import { Desk } from "./desk.mjs";
 
 describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => {
-  let server, browser, page;
-  const complaints = [];
+  let server, desk, page;
 
   before(async () => {
     server = await Server.start();
-    const { stdout } = await promisify(execFile)(BINARY, ["console", "--data-dir", server.dataDir]);
-    const link = new URL(stdout.trim());
-    browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
-    const context = await browser.newContext({ viewport: WIDE });
-    context.setDefaultTimeout(WAIT_MS);
-    page = await context.newPage();
-    page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
-    });
-    page.on("pageerror", (error) => complaints.push(error.stack));
-    await page.goto(`${server.url}${link.pathname}${link.search}`);
+    desk = await Desk.open(server);
+    page = desk.page;
   });
 
   after(async () => {
-    await browser?.close();
+    await desk?.close();
     await server?.stop();
   });
 
@@ -58,11 +38,6 @@ describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => 
     await line(name).fill(text);
     await card(name).locator(".composer").getByRole("button", { name: "Send" }).click();
     await message(name, text).waitFor();
-  }
-
-  async function picture(name) {
-    const directory = process.env.SCREENSHOTS;
-    if (directory) await page.screenshot({ path: join(directory, `${name}.png`), fullPage: true });
   }
 
   test("a phone asks, the agent answers, and ticks go forward on both", async () => {
@@ -129,15 +104,7 @@ describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => 
   });
 
   test("it fits narrow and wide windows, in light and dark, and logs no error", async () => {
-    for (const [width, viewport] of Object.entries({ narrow: NARROW, wide: WIDE })) {
-      for (const colorScheme of ["light", "dark"]) {
-        await page.setViewportSize(viewport);
-        await page.emulateMedia({ colorScheme });
-        await picture(`chat-${width}-${colorScheme}`);
-        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-        assert.ok(overflow <= 0, `${width}, ${colorScheme}: ${overflow} px too wide`);
-      }
-    }
-    assert.deepEqual(complaints, []);
+    await desk.fits("chat");
+    assert.deepEqual(desk.complaints, []);
   });
 });

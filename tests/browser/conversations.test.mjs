@@ -2,29 +2,18 @@
 // SCREENSHOTS names a directory for pictures of the pages.
 
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { promisify } from "node:util";
-
-import { chromium } from "playwright-core";
 
 import { Server } from "../clients/node/server.mjs";
-
-const BINARY = process.env.ESHAAR_BIN ?? new URL("../../target/debug/eshaar", import.meta.url).pathname;
-const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
-const WIDE = { width: 1280, height: 900 };
-const NARROW = { width: 360, height: 740 };
-const WAIT_MS = 10_000;
+import { Desk, WAIT_MS } from "./desk.mjs";
 const [FIRST, SECOND] = ["+966500000011", "+966500000012"];
 const HOSTILE = `1 < 2 & "quoted" 'x' {}`;
 // The API takes these away; that the page escapes what it is given is tested in Rust.
 const TAGS = `<script>document.title = "taken"</script><img src="x" onerror="alert(1)">`;
 
 describe("the console's pages of conversations", { concurrency: false, timeout: 120_000 }, () => {
-  let server, browser, context, page;
+  let server, desk, page;
   const conversations = {};
-  const complaints = [];
 
   async function call(credential, method, path, body) {
     const answer = await fetch(`${server.url}/v1${path}`, {
@@ -41,21 +30,12 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
 
   before(async () => {
     server = await Server.start();
-    const { stdout } = await promisify(execFile)(BINARY, ["console", "--data-dir", server.dataDir]);
-    const link = new URL(stdout.trim());
-    browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
-    context = await browser.newContext({ viewport: WIDE });
-    context.setDefaultTimeout(WAIT_MS);
-    page = await context.newPage();
-    page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
-    });
-    page.on("pageerror", (error) => complaints.push(error.stack));
-    await page.goto(`${server.url}${link.pathname}${link.search}`);
+    desk = await Desk.open(server);
+    page = desk.page;
   });
 
   after(async () => {
-    await browser?.close();
+    await desk?.close();
     await server?.stop();
   });
 
@@ -80,22 +60,8 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
 
   const has = (id, count) => eventually(`/${id}`, `has ${count}`, async () => (await bubbles().count()) === count);
 
-  async function fits(name) {
-    for (const [width, viewport] of Object.entries({ narrow: NARROW, wide: WIDE })) {
-      for (const colorScheme of ["light", "dark"]) {
-        await page.setViewportSize(viewport);
-        await page.emulateMedia({ colorScheme });
-        const directory = process.env.SCREENSHOTS;
-        if (directory) await page.screenshot({ path: join(directory, `${name}-${width}-${colorScheme}.png`), fullPage: true });
-        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-        assert.ok(overflow <= 0, `${name}, ${width}, ${colorScheme}: ${overflow} px too wide`);
-      }
-    }
-    await page.setViewportSize(WIDE);
-  }
-
   test("a stranger sees nothing, and changes nothing", async () => {
-    const stranger = await browser.newContext();
+    const stranger = await desk.browser.newContext();
     try {
       const tab = await stranger.newPage();
       for (const path of ["", "/x"]) {
@@ -125,7 +91,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
     await shows("", conversations[FIRST], conversations[SECOND]);
     await eventually("", "counts 2 unread", async () => (await lines().first().locator(".badge").allTextContents()).includes("2 unread"));
     assert.match(await lines().first().textContent(), /\+966500000011 active 2 unread/);
-    await fits("conversations");
+    await desk.fits("conversations");
   });
 
   test("one is shown as a chat, both sides, with what became of each message", async () => {
@@ -141,7 +107,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
     await call(server.demoKey, "POST", `/conversations/${conversations[FIRST]}/read`, {});
     await eventually(`/${conversations[FIRST]}`, "all are read", async () =>
       (await bubbles().locator(".status").allTextContents()).every((status) => status === "read"));
-    await fits("conversation");
+    await desk.fits("conversation");
   });
 
   test("a long one is read part by part", async () => {
@@ -158,7 +124,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
   test("without the page's token nothing is done", async () => {
     for (const action of ["archive", "close"]) {
       const path = `${server.url}/console/conversations/${conversations[FIRST]}/${action}`;
-      assert.equal((await context.request.post(path, { form: { csrf: "AAAA" } })).status(), 403);
+      assert.equal((await desk.context.request.post(path, { form: { csrf: "AAAA" } })).status(), 403);
     }
     await shows("?status=active", conversations[SECOND], conversations[FIRST]);
   });
@@ -191,7 +157,7 @@ describe("the console's pages of conversations", { concurrency: false, timeout: 
   });
 
   test("what there is not is said", async () => {
-    assert.deepEqual(complaints, []);
+    assert.deepEqual(desk.complaints, []);
     const answer = await page.goto(`${server.url}/console/conversations/00000000-0000-7000-8000-000000000000`);
     assert.equal(answer.status(), 404);
     await page.getByRole("alert").filter({ hasText: "conversation_not_found" }).waitFor();

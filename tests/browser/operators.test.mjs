@@ -2,24 +2,14 @@
 // discarded, and the audit log says so. SCREENSHOTS names a directory for pictures of the pages.
 
 import assert from "node:assert/strict";
-import { execFile, execFileSync } from "node:child_process";
-import { join } from "node:path";
+import { execFileSync } from "node:child_process";
 import { after, before, describe, test } from "node:test";
-import { promisify } from "node:util";
-
-import { chromium } from "playwright-core";
 
 import { Server } from "../clients/node/server.mjs";
-
-const BINARY = process.env.ESHAAR_BIN ?? new URL("../../target/debug/eshaar", import.meta.url).pathname;
-const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
-const WIDE = { width: 1280, height: 900 };
-const NARROW = { width: 360, height: 740 };
-const WAIT_MS = 10_000;
+import { BINARY, Desk, WAIT_MS } from "./desk.mjs";
 
 describe("the console's pages for operators", { concurrency: false, timeout: 120_000 }, () => {
-  let server, browser, context, page;
-  const complaints = [];
+  let server, desk, page;
 
   before(async () => {
     server = await Server.start();
@@ -31,22 +21,13 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
       execFileSync(BINARY, words, { input: values });
     }
     await server.resume();
-    const { stdout } = await promisify(execFile)(BINARY, ["console", "--data-dir", server.dataDir]);
-    const link = new URL(stdout.trim());
-    browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
-    context = await browser.newContext({ viewport: WIDE });
-    context.setDefaultTimeout(WAIT_MS);
-    page = await context.newPage();
-    page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
-    });
-    page.on("pageerror", (error) => complaints.push(error.stack));
-    await page.goto(`${server.url}${link.pathname}${link.search}`);
+    desk = await Desk.open(server);
+    page = desk.page;
     await page.getByRole("link", { name: "Dead letters" }).click();
   });
 
   after(async () => {
-    await browser?.close();
+    await desk?.close();
     await server?.stop();
   });
 
@@ -61,26 +42,8 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
     assert.equal(await letters().count(), count, query);
   }
 
-  async function picture(name) {
-    const directory = process.env.SCREENSHOTS;
-    if (directory) await page.screenshot({ path: join(directory, `${name}.png`), fullPage: true });
-  }
-
-  async function fits(name) {
-    for (const [width, viewport] of Object.entries({ narrow: NARROW, wide: WIDE })) {
-      for (const colorScheme of ["light", "dark"]) {
-        await page.setViewportSize(viewport);
-        await page.emulateMedia({ colorScheme });
-        await picture(`${name}-${width}-${colorScheme}`);
-        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-        assert.ok(overflow <= 0, `${name}, ${width}, ${colorScheme}: ${overflow} px too wide`);
-      }
-    }
-    await page.setViewportSize(WIDE);
-  }
-
   test("a stranger sees nothing", async () => {
-    const stranger = await browser.newContext();
+    const stranger = await desk.browser.newContext();
     try {
       const tab = await stranger.newPage();
       for (const path of ["/console/dead-letters", "/console/dead-letters/x", "/console/audit"]) {
@@ -102,9 +65,9 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
     await page.getByLabel("From").fill("yesterday");
     await page.getByRole("button", { name: "Filter" }).click();
     await page.getByRole("alert").filter({ hasText: "RFC 3339" }).waitFor();
-    complaints.splice(0); // Chromium logs the answer of status 400: it was wanted
+    desk.complaints.splice(0); // Chromium logs the answer of status 400: it was wanted
     await shows(3);
-    await fits("letters");
+    await desk.fits("letters");
   });
 
   test("one is looked into, its content as it is", async () => {
@@ -113,12 +76,12 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
     await page.getByText("Cannot be decoded").waitFor();
     const base64 = await page.locator("pre.payload").textContent();
     assert.match(Buffer.from(base64.trim(), "base64").toString(), /^garbage/);
-    await fits("letter");
+    await desk.fits("letter");
   });
 
   test("without the page's token nothing is done", async () => {
     for (const form of [{ which: "all" }, { which: "all", csrf: "AAAA" }]) {
-      const answer = await context.request.post(`${server.url}/console/dead-letters/discard`, { form });
+      const answer = await desk.context.request.post(`${server.url}/console/dead-letters/discard`, { form });
       assert.equal(answer.status(), 403);
     }
     await shows(3);
@@ -127,7 +90,7 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
   test("nothing is done with none chosen", async () => {
     await page.getByRole("button", { name: "Redrive chosen" }).click();
     await page.getByRole("alert").filter({ hasText: "Choose some" }).waitFor();
-    complaints.splice(0);
+    desk.complaints.splice(0);
   });
 
   test("one that is redriven dies again, with its count", async () => {
@@ -157,10 +120,10 @@ describe("the console's pages for operators", { concurrency: false, timeout: 120
       "dead_letters.discarded", "dead_letters.discard", "dead_letters.redriven", "dead_letters.redrive",
       "dead_letters.show",
     ]);
-    await fits("audit");
+    await desk.fits("audit");
   });
 
   test("they break no rule of their own security policy, and log no error", () => {
-    assert.deepEqual(complaints, []);
+    assert.deepEqual(desk.complaints, []);
   });
 });
