@@ -1,5 +1,8 @@
-//! What librdkafka can do and rdkafka does not offer: one call, in a crate of its own, so that all others forbid `unsafe`
-//! (docs/adr/0017).
+//! What librdkafka can do and rdkafka does not offer: one call, in a crate of its own, so that all others forbid `unsafe`. The
+//! crate's build script mends a fault of librdkafka on the way (docs/adr/0017).
+
+#[cfg(test)]
+mod tests;
 
 use std::ffi::CStr;
 
