@@ -262,6 +262,18 @@ pub enum Standing {
     Closed,
 }
 
+impl Standing {
+    /// The side on which `sender` may send into a conversation of `pair` that stands so: either may, nobody else, and in a
+    /// closed one none (R1.6, R1.7).
+    pub fn may_send(self, pair: &Pair, sender: &Principal) -> Result<Side, SendRefused> {
+        let side = pair.side_of(sender).ok_or(SendRefused::NotOurs)?;
+        match self {
+            Self::Open { .. } => Ok(side),
+            Self::Closed => Err(ConversationClosed.into()),
+        }
+    }
+}
+
 /// The last message that a conversation had when it was archived; `None` when it had none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivedBehind(pub Option<ConversationPosition>);
@@ -360,15 +372,6 @@ impl Conversation {
     /// Ends it, for good.
     pub const fn close(&mut self) {
         self.standing = Standing::Closed;
-    }
-
-    /// The side on which `sender` may send into it: either may, nobody else, and in a closed one none (R1.6, R1.7).
-    pub fn may_send(&self, sender: &Principal) -> Result<Side, SendRefused> {
-        let side = self.pair.side_of(sender).ok_or(SendRefused::NotOurs)?;
-        match self.standing {
-            Standing::Open { .. } => Ok(side),
-            Standing::Closed => Err(ConversationClosed.into()),
-        }
     }
 
     /// A message stands in the log: the one at the highest position is the last, in whatever order they are told. What was

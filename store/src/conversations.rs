@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{
     ActivityCursor, Conversation, ConversationId, ConversationPosition, ConversationStatus, LastMessage, MessageId,
-    Pair, Principal, Shown, Side, Status, StatusSteps, Timestamp,
+    Pair, Principal, Shown, Side, Standing, Status, StatusSteps, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +179,12 @@ pub trait ConversationStore: Send + Sync + 'static {
 
     /// A conversation by its id.
     async fn get(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError>;
+
+    /// Whose a conversation is, which never changes.
+    async fn pair(&self, id: ConversationId) -> Result<Option<Pair>, StoreError>;
+
+    /// Whose a conversation is, and how it stands now: all that need be known of it to send in it.
+    async fn standing(&self, id: ConversationId) -> Result<Option<(Pair, Standing)>, StoreError>;
 
     /// Archives a conversation, with the messages that it has now: one that comes after them makes it active again.
     async fn archive(&self, id: ConversationId) -> Result<Archived, StoreError>;

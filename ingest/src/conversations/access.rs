@@ -2,7 +2,9 @@
 //! them.
 
 use eshaar_auth::Identity;
-use eshaar_model::{Conversation, ConversationId, MessageId, MessageType, Permission, Principal, Side};
+use eshaar_model::{
+    Conversation, ConversationId, MessageId, MessageType, Pair, Permission, Principal, SendRefused, Side,
+};
 use eshaar_service::Problem;
 
 use crate::caller::allowed;
@@ -16,12 +18,8 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn new(conversation: Conversation, who: &Principal) -> Result<Self, Problem> {
-        Self::of(conversation, who).ok_or_else(problems::conversation_not_found)
-    }
-
-    fn of(conversation: Conversation, who: &Principal) -> Option<Self> {
-        let side = conversation.pair.side_of(who)?;
-        Some(Self { conversation, side })
+        let side = conversation.pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
+        Ok(Self { conversation, side })
     }
 }
 
@@ -34,20 +32,25 @@ pub(crate) async fn seen(app: &App, identity: &Identity, id: &str) -> Result<Our
 
 /// The conversation of this id that `who` is one of the two of.
 pub(crate) async fn find(app: &App, who: &Principal, id: ConversationId) -> Result<Ours, Problem> {
-    look_for(app, who, id).await?.ok_or_else(problems::conversation_not_found)
-}
-
-/// As [`find`], to send in it: why that cannot be is said of an id that is no conversation of theirs.
-pub(super) async fn find_to_send(app: &App, who: &Principal, id: ConversationId) -> Result<Ours, Problem> {
-    match look_for(app, who, id).await? {
-        Some(ours) => Ok(ours),
-        None => Err(not_found(app, who, id).await),
-    }
-}
-
-async fn look_for(app: &App, who: &Principal, id: ConversationId) -> Result<Option<Ours>, Problem> {
     let found = app.deps.store.conversations.get(id).await.map_err(|error| problems::store(&error))?;
-    Ok(found.and_then(|conversation| Ours::of(conversation, who)))
+    Ours::new(found.ok_or_else(problems::conversation_not_found)?, who)
+}
+
+/// The two of the conversation of this id that `who` is one of.
+pub(super) async fn pair(app: &App, who: &Principal, id: ConversationId) -> Result<Pair, Problem> {
+    let found = app.deps.store.conversations.pair(id).await.map_err(|error| problems::store(&error))?;
+    found.filter(|pair| pair.side_of(who).is_some()).ok_or_else(problems::conversation_not_found)
+}
+
+/// The two of the conversation of this id, which `who` may send in; otherwise why not.
+pub(super) async fn to_send_in(app: &App, who: &Principal, id: ConversationId) -> Result<Pair, Problem> {
+    let found = app.deps.store.conversations.standing(id).await.map_err(|error| problems::store(&error))?;
+    let Some((pair, standing)) = found else { return Err(not_found(app, who, id).await) };
+    match standing.may_send(&pair, who) {
+        Ok(_) => Ok(pair),
+        Err(SendRefused::NotOurs) => Err(not_found(app, who, id).await),
+        Err(SendRefused::Closed(_)) => Err(problems::conversation_closed()),
+    }
 }
 
 /// Where the id is that of a one-way message that they got, this cannot be replied to (R1.5).

@@ -111,8 +111,8 @@ pub(super) async fn history(
 
 /// As it is, whoever asks.
 async fn read(app: &App, id: ConversationId, from: ReadFrom, limit: usize) -> Result<Page, Problem> {
-    let known = app.deps.store.conversations.get(id).await.map_err(|error| problems::store(&error))?;
-    let pair = known.ok_or_else(problems::conversation_not_found)?.pair;
+    let known = app.deps.store.conversations.pair(id).await.map_err(|error| problems::store(&error))?;
+    let pair = known.ok_or_else(problems::conversation_not_found)?;
     let ChatPage { rows, more } =
         app.deps.store.conversations.history(id, from, limit).await.map_err(|error| problems::store(&error))?;
     let stored = history::stored(app, &rows).await?;

@@ -104,7 +104,7 @@ impl Live {
     /// The two of a conversation that `by` is one of.
     pub async fn pair(&self, by: &Identity, conversation: ConversationId) -> Result<Pair, Problem> {
         let who = allowed(by, &Permission::OF_CONVERSATIONS)?;
-        access::find(&self.0, who, conversation).await.map(|ours| ours.conversation.pair)
+        access::pair(&self.0, who, conversation).await
     }
 }
 

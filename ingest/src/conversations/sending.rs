@@ -1,6 +1,6 @@
 //! A chat message: into a conversation, or into the active one with somebody, which is started where there is none.
 
-use eshaar_model::{Conversation, ConversationId, Lane, MessageId, Pair, Principal, Priority};
+use eshaar_model::{ConversationId, Lane, MessageId, Pair, Principal, Priority};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::How;
 
@@ -33,22 +33,22 @@ pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: O
     }
     let now = app.deps.clock.now();
     let mut records = Vec::with_capacity(2);
-    let conversation = match &draft.party {
-        Party::Of(conversation) => open(app, who, *conversation).await?,
+    let (conversation, pair) = match &draft.party {
+        Party::Of(conversation) => (*conversation, access::to_send_in(app, who, *conversation).await?),
         Party::With(other) => {
             let pair = Pair::of(who, other).map_err(|error| problems::invalid_pair("to", &error))?;
             let started = start(app, &pair).await?;
             records.extend(events::started(app, &started, Doing { by: who, at: now, origin })?);
-            started.conversation
+            (started.conversation.id, pair)
         }
     };
-    let side = conversation.pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
-    let to = conversation.pair.principal(side.other());
+    let side = pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
+    let to = pair.principal(side.other());
     let from = who.to_string();
-    records.push(Sender { from: &from, origin }.chat_record(app, draft, id, (conversation.id, &to), now)?);
+    records.push(Sender { from: &from, origin }.chat_record(app, draft, id, (conversation, &to), now)?);
     submit::append(app, records).await?;
     metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::of(Priority::Normal).as_str()).increment(1);
-    Ok(Placed { conversation: conversation.id, to })
+    Ok(Placed { conversation, to })
 }
 
 /// The active conversation of a pair.
@@ -62,13 +62,6 @@ pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Starte
         cached::stands(app, pair).await;
     }
     Ok(started)
-}
-
-/// A conversation that `who` may send in.
-async fn open(app: &App, who: &Principal, id: ConversationId) -> Result<Conversation, Problem> {
-    let conversation = access::find_to_send(app, who, id).await?.conversation;
-    conversation.may_send(who).map_err(|_| problems::conversation_closed())?;
-    Ok(conversation)
 }
 
 async fn placed_before(app: &App, id: MessageId) -> Result<Option<Placed>, Problem> {

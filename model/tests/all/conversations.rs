@@ -75,7 +75,7 @@ proptest! {
                 (Event::Close, Some(open)) => open.close(),
                 (Event::Send(from), Some(open)) => {
                     let position = ConversationPosition { epoch: Epoch(1), offset: number as u64 };
-                    prop_assert_eq!(open.may_send(&pair().principal(*from)), Ok(*from));
+                    prop_assert_eq!(open.standing.may_send(&open.pair, &pair().principal(*from)), Ok(*from));
                     let at = Timestamp::from_millis(number as i64);
                     open.receive(LastMessage { id: MessageId::new(at), from: *from, at, position });
                     prop_assert_eq!(open.status(), ConversationStatus::Active);
@@ -153,7 +153,7 @@ proptest! {
         }
         for sender in sends {
             let principal = &principals()[sender];
-            let allowed = conversation.may_send(principal);
+            let allowed = conversation.standing.may_send(&conversation.pair, principal);
             match sender {
                 2.. => prop_assert_eq!(allowed, Err(SendRefused::NotOurs)),
                 _ if closed => prop_assert!(matches!(allowed, Err(SendRefused::Closed(_)))),

@@ -64,8 +64,13 @@ async fn started(subject: &Subject, number: u64) -> Result<Conversation, StoreEr
     Ok(subject.store.conversations.start(&pair(subject, number)).await?.conversation)
 }
 
+/// A conversation, of which whoever asks for less is told the same.
 async fn get(subject: &Subject, id: ConversationId) -> Result<Conversation, StoreError> {
-    Ok(subject.store.conversations.get(id).await?.unwrap())
+    let conversations = &subject.store.conversations;
+    let known = conversations.get(id).await?.unwrap();
+    assert_eq!(conversations.pair(id).await?.as_ref(), Some(&known.pair));
+    assert_eq!(conversations.standing(id).await?, Some((known.pair.clone(), known.standing)));
+    Ok(known)
 }
 
 /// Everything that a side has, in pages of `limit`.
@@ -106,7 +111,10 @@ async fn a_pair_has_one_conversation_and_each_side_finds_it(subject: &Subject) -
     }
     let stranger = subject.phone(9).into();
     assert!(walk(subject, &stranger, everything(10)).await?.is_empty());
-    assert_eq!(conversations.get(ConversationId::new(start())).await?, None);
+    let unknown = ConversationId::new(start());
+    assert_eq!(conversations.get(unknown).await?, None);
+    assert_eq!(conversations.pair(unknown).await?, None);
+    assert_eq!(conversations.standing(unknown).await?, None);
     Ok(())
 }
 

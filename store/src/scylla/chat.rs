@@ -102,19 +102,17 @@ pub(super) fn read_mark(call: &Call<'_>, mark: &ReadMark) -> Write {
 
 pub(super) async fn history(
     call: &Call<'_>,
-    id: ConversationId,
+    (id, pair): (ConversationId, &Pair),
     from: ReadFrom,
     limit: usize,
 ) -> Result<ChatPage, StoreError> {
     let limit = limit.clamp(1, PAGE_MESSAGES);
-    let of = Uuid::from(id);
-    let Some(conversation) = states(call, &[of]).await?.remove(&of) else { return Ok(ChatPage::default()) };
-    let mut walk = Walk::new(call, of, from);
+    let mut walk = Walk::new(call, id.into(), from);
     let statement = if walk.backward { &call.statements().chat_before } else { &call.statements().chat_after };
     let mut rows = Vec::new();
     while rows.len() <= limit {
         let wanted = limit + 1 - rows.len();
-        let make = |row: Columns| chat_row(row, id, &conversation.pair).map(|row| (row.position, row));
+        let make = |row: Columns| chat_row(row, id, pair).map(|row| (row.position, row));
         let found = walk.next(statement, wanted, make).await?;
         if found.is_empty() {
             break;

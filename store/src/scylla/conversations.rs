@@ -14,6 +14,7 @@ use eshaar_model::{
     ArchivedBehind, BusinessId, Conversation, ConversationId, ConversationPosition, ConversationStatus, Epoch,
     LastMessage, MessageId, Pair, Phone, Principal, Side, Standing, Timestamp,
 };
+use moka::sync::Cache;
 use scylla::DeserializeRow;
 use scylla::value::CqlTimestamp;
 use tokio::sync::{Mutex, MutexGuard};
@@ -34,6 +35,8 @@ const ROUNDS: usize = 8;
 const TOGETHER: usize = 50;
 /// How many pairs may make conversations at once in this process, for the most part: pairs that share a number take turns.
 const TURNS: usize = 256;
+/// Conversations of which a process remembers whose they are: some 200 bytes each.
+const PAIRS: u64 = 50_000;
 
 /// What a process remembers of conversations, all of which it can do without.
 pub(super) struct Remembered {
@@ -41,6 +44,8 @@ pub(super) struct Remembered {
     /// once only hold each other up.
     turns: Box<[Mutex<()>]>,
     hasher: RandomState,
+    /// Whose conversations are, which never changes.
+    pairs: Cache<ConversationId, Pair>,
     pub(super) activity: activity::Buckets,
     pub(super) chat: chat::Buckets,
 }
@@ -51,6 +56,7 @@ impl Default for Remembered {
         Self {
             turns,
             hasher: RandomState::default(),
+            pairs: Cache::new(PAIRS),
             activity: activity::Buckets::default(),
             chat: chat::Buckets::default(),
         }
@@ -82,12 +88,23 @@ impl ConversationStore for Cql {
     }
 
     async fn get(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
-        get(&self.call("get_conversation")?, id).await
+        self.find(&self.call("get_conversation")?, id).await
+    }
+
+    async fn pair(&self, id: ConversationId) -> Result<Option<Pair>, StoreError> {
+        self.pair_of(&self.call("pair_of_conversation")?, id).await
+    }
+
+    async fn standing(&self, id: ConversationId) -> Result<Option<(Pair, Standing)>, StoreError> {
+        let call = self.call("standing_of_conversation")?;
+        let Some(pair) = self.pair_of(&call, id).await? else { return Ok(None) };
+        let standing = standing(open_row(&call, &pair).await?, id);
+        Ok(Some((pair, standing)))
     }
 
     async fn archive(&self, id: ConversationId) -> Result<Archived, StoreError> {
         let call = self.call("archive_conversation")?;
-        let Some(mut conversation) = get(&call, id).await? else { return Ok(Archived::Unknown) };
+        let Some(mut conversation) = self.find(&call, id).await? else { return Ok(Archived::Unknown) };
         if conversation.archive().is_err() {
             return Ok(Archived::Closed);
         }
@@ -101,7 +118,7 @@ impl ConversationStore for Cql {
 
     async fn close(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
         let call = self.call("close_conversation")?;
-        let Some(mut conversation) = get(&call, id).await? else { return Ok(None) };
+        let Some(mut conversation) = self.find(&call, id).await? else { return Ok(None) };
         if conversation.standing != Standing::Closed {
             let (business, phone) = key(&conversation.pair);
             // Refused: the pair has a newer one, so this is closed.
@@ -120,7 +137,9 @@ impl ConversationStore for Cql {
     }
 
     async fn history(&self, id: ConversationId, from: ReadFrom, limit: usize) -> Result<ChatPage, StoreError> {
-        chat::history(&self.call("read_chat")?, id, from, limit).await
+        let call = self.call("read_chat")?;
+        let Some(pair) = self.pair_of(&call, id).await? else { return Ok(ChatPage::default()) };
+        chat::history(&call, (id, &pair), from, limit).await
     }
 
     async fn mark_read(&self, marks: Vec<ReadMark>) -> Result<(), StoreError> {
@@ -135,6 +154,28 @@ impl ConversationStore for Cql {
 }
 
 impl Cql {
+    async fn find(&self, call: &Call<'_>, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
+        let state = async || Ok(states(call, &[id.into()]).await?.remove(&id.into()));
+        if let Some(pair) = self.conversations.pairs.get(&id) {
+            let (known, open) = tokio::try_join!(state(), open_row(call, &pair))?;
+            return Ok(known.map(|known| Conversation { standing: standing(open, id), ..known }));
+        }
+        let Some(known) = state().await? else { return Ok(None) };
+        self.conversations.pairs.insert(id, known.pair.clone());
+        let open = open_row(call, &known.pair).await?;
+        Ok(Some(Conversation { standing: standing(open, id), ..known }))
+    }
+
+    /// Whose a conversation is; asked once, for the most part.
+    async fn pair_of(&self, call: &Call<'_>, id: ConversationId) -> Result<Option<Pair>, StoreError> {
+        if let Some(pair) = self.conversations.pairs.get(&id) {
+            return Ok(Some(pair));
+        }
+        let Some(conversation) = states(call, &[id.into()]).await?.remove(&id.into()) else { return Ok(None) };
+        self.conversations.pairs.insert(id, conversation.pair.clone());
+        Ok(Some(conversation.pair))
+    }
+
     async fn turn_of(&self, pair: &Pair) -> Result<MutexGuard<'_, ()>, StoreError> {
         let Remembered { turns, hasher, .. } = &self.conversations;
         let turn = &turns[hasher.hash_one(pair) as usize % TURNS];
@@ -224,6 +265,10 @@ impl OpenRow {
         let mark = ArchivedBehind(position(self.archived_epoch, self.archived_offset));
         Standing::Open { archived: (self.archived == Some(true)).then_some(mark) }
     }
+}
+
+fn standing(open: Option<OpenRow>, of: ConversationId) -> Standing {
+    open.map_or(Standing::Closed, |row| row.standing(of.into()))
 }
 
 pub(super) fn position(epoch: Option<i32>, offset: Option<i64>) -> Option<ConversationPosition> {
@@ -320,12 +365,4 @@ pub(super) async fn stand(call: &Call<'_>, of: &Principal, all: &mut [Conversati
         conversation.standing = open.get(&id).map_or(Standing::Closed, |row| row.standing(id));
     }
     Ok(())
-}
-
-async fn get(call: &Call<'_>, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
-    let id = Uuid::from(id);
-    let Some(mut conversation) = states(call, &[id]).await?.remove(&id) else { return Ok(None) };
-    let open = open_row(call, &conversation.pair).await?;
-    conversation.standing = open.map_or(Standing::Closed, |row| row.standing(id));
-    Ok(Some(conversation))
 }

@@ -41,6 +41,14 @@ impl ConversationStore for Sqlite {
         self.query(Operation::new("get_conversation"), move |db| get(db, id)).await
     }
 
+    async fn pair(&self, id: ConversationId) -> Result<Option<Pair>, StoreError> {
+        Ok(self.get(id).await?.map(|conversation| conversation.pair))
+    }
+
+    async fn standing(&self, id: ConversationId) -> Result<Option<(Pair, Standing)>, StoreError> {
+        Ok(self.get(id).await?.map(|conversation| (conversation.pair, conversation.standing)))
+    }
+
     async fn archive(&self, id: ConversationId) -> Result<Archived, StoreError> {
         self.write(Operation::new("archive_conversation"), 1, move |tables| archive(&tables.db, id)).await
     }
