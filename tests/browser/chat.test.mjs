@@ -103,6 +103,29 @@ describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => 
     await message("Agent", "after the reload").waitFor();
   });
 
+  test("a message that comes before its `sent` is shown once", async () => {
+    const held = [];
+    await page.routeWebSocket(/\/v1\/ws/, (socket) => {
+      socket.connectToServer().onMessage((text) => {
+        if (JSON.parse(text).op === "sent") held.push(() => socket.send(text));
+        else socket.send(text);
+      });
+    });
+    await page.reload();
+    for (const name of ["Phone A", "Agent"]) await state(name, "Online");
+    for (const [from, to] of [["Phone A", "Agent"], ["Agent", "Phone A"]]) {
+      const text = `${from} hears itself first`;
+      await write(from, text);
+      await message(to, text).waitFor();
+      await message(to, text).click();
+      await ticks(from, text, "sending");
+      assert.equal(await message(from, text).count(), 1);
+      held.shift()();
+      await ticks(from, text, "read");
+      assert.equal(await message(from, text).count(), 1);
+    }
+  });
+
   test("it fits narrow and wide windows, in light and dark, and logs no error", async () => {
     await desk.fits("chat");
     assert.deepEqual(desk.complaints, []);

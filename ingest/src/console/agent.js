@@ -97,7 +97,8 @@ class Agent extends Client {
     const own = from === this.business;
     let message = talk.messages.find((message) => message.id === id);
     if (!message) {
-      message = { id, own, content, sentAt: sent_at, step: own ? "sent" : "received" };
+      message = { id, content, sentAt: sent_at };
+      message = own ? comeFromElsewhere(talk.messages, message) : { ...message, own, step: "received" };
       talk.messages.push(message);
       talk.messages.splice(0, talk.messages.length - KEPT_MESSAGES);
     }
@@ -148,15 +149,11 @@ class Agent extends Client {
     this.say({ op: "send", ref, to, content });
   }
 
-  sent({ ref, id, conversation_id, sent_at }) {
+  sent(frame) {
     for (const talk of this.talks.values()) {
-      const message = talk.messages.find((message) => message.ref === ref);
-      if (!message) continue;
-      // The message itself may have come first.
-      talk.messages = talk.messages.filter((other) => other === message || other.id !== id);
-      Object.assign(message, { id, sentAt: sent_at });
-      advance(message, "sent");
-      if (talk.conversation !== conversation_id) this.enter(talk, conversation_id);
+      if (!talk.messages.some((message) => message.ref === frame.ref)) continue;
+      talk.messages = accept(talk.messages, frame);
+      if (talk.conversation !== frame.conversation_id) this.enter(talk, frame.conversation_id);
     }
     this.draw();
   }

@@ -155,8 +155,10 @@ class Client {
     return response.json();
   }
 
-  /** Shows messages, at their end if that was in view. */
-  show(messages) {
+  /** Shows messages, at their end if that was in view; none that may be one that is still being sent. */
+  show(known) {
+    const sending = refsBeingSent(known);
+    const messages = known.filter((message) => !message.rivals?.some((ref) => sending.includes(ref)));
     const atEnd = this.screen.scrollHeight - this.screen.scrollTop - this.screen.clientHeight < 40;
     const nothing = element("li", { className: "empty", textContent: "No messages yet." });
     this.screen.replaceChildren(...(messages.length ? messages.map((message) => this.bubble(message)) : [nothing]));
@@ -169,6 +171,29 @@ const STEPS = ["sending", "refused", "sent", "received", "failed", "expired", "c
 /** A message moves on; a status that comes late changes nothing. */
 function advance(message, step) {
   if (STEPS.indexOf(step) > STEPS.indexOf(message.step)) message.step = step;
+}
+
+/** What waits for its `sent`. */
+function refsBeingSent(messages) {
+  return messages.filter((message) => message.step === "sending").map((message) => message.ref);
+}
+
+/** An own message that came by another way than its `sent`: each that still waits for that may be the same one. */
+function comeFromElsewhere(messages, message) {
+  return { ...message, own: true, step: "sent", rivals: refsBeingSent(messages) };
+}
+
+/** The messages, of which that of `ref` is accepted under an id: it may have come from elsewhere before. */
+function accept(messages, { ref, id, sent_at }) {
+  const message = messages.find((message) => message.ref === ref);
+  if (!message) return messages;
+  Object.assign(message, { id, sentAt: sent_at });
+  advance(message, "sent");
+  return messages.filter((other) => {
+    if (other === message || other.id !== id) return true;
+    advance(message, other.step);
+    return false;
+  });
 }
 
 function ticks(message) {

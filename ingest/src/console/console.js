@@ -149,11 +149,12 @@ class Phone extends Client {
       case "message": // without a cursor: what the user said on another device
         if (frame.conversation_id) this.enter(frame.conversation_id);
         if (frame.cursor) this.receive(frame);
-        else this.sent({ ...frame, ref: null });
+        else this.saidElsewhere(frame);
         break;
       case "sent":
         this.enter(frame.conversation_id);
-        this.sent(frame);
+        this.messages = accept(this.messages, frame);
+        this.changed();
         break;
       case "status":
         for (const message of this.messages) if (message.id === frame.id) advance(message, frame.status);
@@ -201,14 +202,9 @@ class Phone extends Client {
     this.say({ op: "send", ref, to: this.card.dataset.business, content });
   }
 
-  sent({ ref, id, sent_at, content }) {
-    let message = this.messages.find((message) => (ref && message.ref === ref) || message.id === id);
-    if (!message) {
-      message = { id, own: true, content, priority: "normal", step: "sending" };
-      this.messages.push(message);
-    }
-    Object.assign(message, { id, sentAt: sent_at });
-    advance(message, "sent");
+  saidElsewhere({ id, content, priority, sent_at }) {
+    if (this.messages.some((message) => message.id === id)) return;
+    this.messages.push(comeFromElsewhere(this.messages, { id, content, priority, sentAt: sent_at }));
     this.changed();
   }
 
