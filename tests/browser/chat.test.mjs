@@ -3,6 +3,7 @@
 // SCREENSHOTS names a directory for pictures of the page.
 
 import assert from "node:assert/strict";
+import { EventEmitter, once } from "node:events";
 import { after, before, beforeEach, describe, test } from "node:test";
 
 import { Server } from "../clients/node/server.mjs";
@@ -103,28 +104,49 @@ describe("chat on the console", { concurrency: false, timeout: 120_000 }, () => 
     await message("Agent", "after the reload").waitFor();
   });
 
-  test("a message that comes before its `sent` is shown once", async () => {
-    const held = [];
+  /** Holds back `sent`, and own messages if they are to be, until `giveFree`; `statuses` emits each status that goes on. */
+  async function hold({ ownMessages }) {
+    const [held, statuses] = [[], new EventEmitter()];
     await page.routeWebSocket(/\/v1\/ws/, (socket) => {
-      socket.connectToServer().onMessage((text) => {
-        if (JSON.parse(text).op === "sent") held.push(() => socket.send(text));
-        else socket.send(text);
+      let hasSent = false;
+      const server = socket.connectToServer();
+      socket.onMessage((text) => {
+        hasSent ||= JSON.parse(text).op === "send";
+        server.send(text);
+      });
+      server.onMessage((text) => {
+        const { op, cursor, status } = JSON.parse(text);
+        const isOwn = ownMessages && hasSent && op === "message" && !cursor;
+        if (op === "sent" || isOwn) return void held.push(() => socket.send(text));
+        socket.send(text);
+        if (op === "status") statuses.emit(status);
       });
     });
     await page.reload();
     for (const name of ["Phone A", "Agent"]) await state(name, "Online");
-    for (const [from, to] of [["Phone A", "Agent"], ["Agent", "Phone A"]]) {
-      const text = `${from} hears itself first`;
-      await write(from, text);
-      await message(to, text).waitFor();
-      await message(to, text).click();
-      await ticks(from, text, "sending");
-      assert.equal(await message(from, text).count(), 1);
-      held.shift()();
-      await ticks(from, text, "read");
-      assert.equal(await message(from, text).count(), 1);
-    }
-  });
+    return { statuses, giveFree: () => held.splice(0).forEach((send) => send()) };
+  }
+
+  for (const { what, first, ownMessages } of [
+    { what: "a message that comes before its `sent` is shown once", first: "hears itself", ownMessages: false },
+    { what: "what is read before its `sent` comes is read", first: "is read", ownMessages: true },
+  ]) {
+    test(what, async () => {
+      const { statuses, giveFree } = await hold({ ownMessages });
+      for (const [from, to] of [["Phone A", "Agent"], ["Agent", "Phone A"]]) {
+        const text = `${from} ${first} first`;
+        const isRead = once(statuses, "read");
+        await write(from, text);
+        await message(to, text).click();
+        await isRead;
+        await ticks(from, text, "sending");
+        assert.equal(await message(from, text).count(), 1);
+        giveFree();
+        await ticks(from, text, "read");
+        assert.equal(await message(from, text).count(), 1);
+      }
+    });
+  }
 
   test("it fits narrow and wide windows, in light and dark, and logs no error", async () => {
     await desk.fits("chat");

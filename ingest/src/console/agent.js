@@ -45,9 +45,7 @@ class Agent extends Client {
         this.sent(frame);
         break;
       case "status":
-        for (const { messages } of this.talks.values()) {
-          for (const message of messages) if (message.id === frame.id) advance(message, frame.status);
-        }
+        this.reached([...this.talks.values()].flatMap(({ messages }) => messages), frame);
         this.draw();
         break;
       case "typing":
@@ -98,7 +96,7 @@ class Agent extends Client {
     let message = talk.messages.find((message) => message.id === id);
     if (!message) {
       message = { id, content, sentAt: sent_at };
-      message = own ? comeFromElsewhere(talk.messages, message) : { ...message, own, step: "received" };
+      message = own ? this.comeFromElsewhere(talk.messages, message) : { ...message, own, step: "received" };
       talk.messages.push(message);
       talk.messages.splice(0, talk.messages.length - KEPT_MESSAGES);
     }
@@ -152,7 +150,7 @@ class Agent extends Client {
   sent(frame) {
     for (const talk of this.talks.values()) {
       if (!talk.messages.some((message) => message.ref === frame.ref)) continue;
-      talk.messages = accept(talk.messages, frame);
+      talk.messages = this.accept(talk.messages, frame);
       if (talk.conversation !== frame.conversation_id) this.enter(talk, frame.conversation_id);
     }
     this.draw();

@@ -49,6 +49,7 @@ class Client {
     this.screen = card.querySelector(".screen");
     this.stateLine = card.querySelector(".state");
     this.attempt = 0;
+    this.early = new Map(); // how far messages have come that are not known by their ids yet
   }
 
   state(name, text) {
@@ -155,6 +156,42 @@ class Client {
     return response.json();
   }
 
+  /** How far one of the messages has come: maybe one that waits for its `sent`, and has no id before that. */
+  reached(messages, { id, status }) {
+    const message = messages.find((message) => message.id === id);
+    if (message) return advance(message, status);
+    const early = this.early.get(id) ?? { step: "sending" };
+    advance(early, status);
+    this.early.set(id, early);
+    if (this.early.size > KEPT_MESSAGES) this.early.delete(this.early.keys().next().value);
+  }
+
+  /** An own message that came by another way than its `sent`: each that still waits for that may be the same one. */
+  comeFromElsewhere(messages, message) {
+    return this.identified({ ...message, own: true, step: "sent", rivals: refsBeingSent(messages) });
+  }
+
+  /** The messages, of which that of `ref` is accepted under an id: it may have come from elsewhere before. */
+  accept(messages, { ref, id, sent_at }) {
+    const message = messages.find((message) => message.ref === ref);
+    if (!message) return messages;
+    advance(message, "sent");
+    this.identified(Object.assign(message, { id, sentAt: sent_at }));
+    return messages.filter((other) => {
+      if (other === message || other.id !== id) return true;
+      advance(message, other.step);
+      return false;
+    });
+  }
+
+  /** A message of which the id has become known, as far as it has come. */
+  identified(message) {
+    const early = this.early.get(message.id);
+    if (early) advance(message, early.step);
+    this.early.delete(message.id);
+    return message;
+  }
+
   /** Shows messages, at their end if that was in view; none that may be one that is still being sent. */
   show(known) {
     const sending = refsBeingSent(known);
@@ -176,24 +213,6 @@ function advance(message, step) {
 /** What waits for its `sent`. */
 function refsBeingSent(messages) {
   return messages.filter((message) => message.step === "sending").map((message) => message.ref);
-}
-
-/** An own message that came by another way than its `sent`: each that still waits for that may be the same one. */
-function comeFromElsewhere(messages, message) {
-  return { ...message, own: true, step: "sent", rivals: refsBeingSent(messages) };
-}
-
-/** The messages, of which that of `ref` is accepted under an id: it may have come from elsewhere before. */
-function accept(messages, { ref, id, sent_at }) {
-  const message = messages.find((message) => message.ref === ref);
-  if (!message) return messages;
-  Object.assign(message, { id, sentAt: sent_at });
-  advance(message, "sent");
-  return messages.filter((other) => {
-    if (other === message || other.id !== id) return true;
-    advance(message, other.step);
-    return false;
-  });
 }
 
 function ticks(message) {

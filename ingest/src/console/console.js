@@ -153,11 +153,11 @@ class Phone extends Client {
         break;
       case "sent":
         this.enter(frame.conversation_id);
-        this.messages = accept(this.messages, frame);
+        this.messages = this.accept(this.messages, frame);
         this.changed();
         break;
       case "status":
-        for (const message of this.messages) if (message.id === frame.id) advance(message, frame.status);
+        this.reached(this.messages, frame);
         this.changed();
         break;
       case "typing":
@@ -204,7 +204,7 @@ class Phone extends Client {
 
   saidElsewhere({ id, content, priority, sent_at }) {
     if (this.messages.some((message) => message.id === id)) return;
-    this.messages.push(comeFromElsewhere(this.messages, { id, content, priority, sentAt: sent_at }));
+    this.messages.push(this.comeFromElsewhere(this.messages, { id, content, priority, sentAt: sent_at }));
     this.changed();
   }
 
