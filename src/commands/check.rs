@@ -111,7 +111,7 @@ fn tokens(config: &Config) -> Finding {
 }
 
 fn topics(config: &Config) -> String {
-    let partitions: u32 = Topic::ALL.into_iter().map(|topic| topic.spec().partitions).sum();
+    let partitions: u32 = Topic::ALL.into_iter().map(|topic| engines::partitions(config, topic)).sum();
     format!("{} with prefix `{}`, {partitions} partitions in all", Topic::ALL.len(), config.topic_prefix)
 }
 

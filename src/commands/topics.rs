@@ -132,7 +132,7 @@ async fn list(config: &Config) -> anyhow::Result<()> {
     for topic in Topic::ALL {
         let spec = topic.spec();
         let records = match &source {
-            Some(source) if source.shows(topic) => held(source, topic).await?.to_string(),
+            Some(source) if source.shows(topic) => held(config, source, topic).await?.to_string(),
             _ => "–".to_owned(),
         };
         let kept = format!("{} h", spec.kept_ms / 3_600_000);
@@ -140,7 +140,7 @@ async fn list(config: &Config) -> anyhow::Result<()> {
             stdout(),
             "{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
             spec.name,
-            spec.partitions,
+            engines::partitions(config, topic),
             spec.value,
             spec.flow
         )?;
@@ -148,9 +148,9 @@ async fn list(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn held(source: &Source, topic: Topic) -> anyhow::Result<u64> {
+async fn held(config: &Config, source: &Source, topic: Topic) -> anyhow::Result<u64> {
     let mut records = 0;
-    for partition in 0..topic.spec().partitions {
+    for partition in 0..engines::partitions(config, topic) {
         let bounds = source.bounds(topic, partition).await?;
         records += bounds.end - bounds.start;
     }
@@ -173,7 +173,7 @@ async fn tail(config: &Config, arguments: &TailArguments) -> anyhow::Result<()> 
     }
     let codecs = codecs(config).await?;
     let (mut next, mut ends) = (Vec::new(), Vec::new());
-    for partition in 0..topic.spec().partitions {
+    for partition in 0..engines::partitions(config, topic) {
         let bounds = source.bounds(topic, partition).await?;
         next.push(if arguments.from_start { bounds.start } else { bounds.end });
         ends.push(bounds.end);

@@ -92,6 +92,14 @@ pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> 
     }
 }
 
+/// How many partitions a topic has.
+pub fn partitions(config: &Config, topic: Topic) -> u32 {
+    match config.engines {
+        Kind::Embedded => topic.spec().partitions,
+        Kind::Distributed => config.kafka.partitions_of(topic),
+    }
+}
+
 /// The registry's subject of each topic that has one, with the record that is on it (TopicNameStrategy).
 pub fn subjects(prefix: &str) -> Vec<(String, &'static str)> {
     let subject = |topic: Topic| topic.spec().contract().map(|contract| (format!("{prefix}{topic}-value"), contract));

@@ -42,7 +42,7 @@ pub enum Difference {
         topic: String,
         /// What it has.
         found: usize,
-        /// What the catalogue says.
+        /// What the options say.
         wanted: u32,
     },
     /// Fewer copies of a partition than the options say. Brokers' own tools change that.
@@ -74,7 +74,8 @@ impl fmt::Display for Difference {
             Self::Partitions { topic, found, wanted } => {
                 write!(
                     f,
-                    "{topic} has {found} partitions, not {wanted}: that takes new topics and a new epoch of the log"
+                    "{topic} has {found} partitions, not {wanted} (kafka.partitions, and kafka.slots for deliveries): \
+                     that takes new topics and a new epoch of the log"
                 )
             }
             Self::Replicas { topic, found, wanted } => {
@@ -287,7 +288,7 @@ impl Cluster {
     }
 
     async fn create(&self, topic: Topic) -> Result<(), LogError> {
-        let partitions = topic.spec().partitions as i32;
+        let partitions = self.options.partitions_of(topic) as i32;
         let replication = TopicReplication::Fixed(i32::from(self.options.replication_factor));
         let settings = wanted(topic, &self.options);
         let mut new = NewTopic::new(self.names.of(topic), partitions, replication);
@@ -352,7 +353,7 @@ struct Shape {
 impl Shape {
     fn differences(&self, name: &str, topic: Topic, options: &Options) -> Vec<Difference> {
         let mut differences = Vec::new();
-        let (wanted, copies) = (topic.spec().partitions, options.replication_factor);
+        let (wanted, copies) = (options.partitions_of(topic), options.replication_factor);
         if self.partitions != wanted as usize {
             differences.push(Difference::Partitions { topic: name.to_owned(), found: self.partitions, wanted });
         }
@@ -411,10 +412,10 @@ mod tests {
     #[test]
     fn a_difference_says_what_is_and_what_should_be() {
         let shape = Shape { partitions: 3, replicas: 1 };
-        let options = Options::default();
+        let options = Options { partitions: 12, ..Options::default() };
         let said: Vec<_> = shape.differences("eshaar.lane.high", Topic::LaneHigh, &options);
         let said: Vec<String> = said.iter().map(ToString::to_string).collect();
-        assert!(said[0].contains("eshaar.lane.high has 3 partitions, not 6"), "{}", said[0]);
+        assert!(said[0].contains("eshaar.lane.high has 3 partitions, not 12 (kafka.partitions"), "{}", said[0]);
         assert!(said[1].contains("1 copies of a partition, not 3"), "{}", said[1]);
     }
 }

@@ -52,7 +52,7 @@ impl Groups {
         start: StartAt,
         patience: Duration,
     ) -> Result<Member, LogError> {
-        check_co_partitioned(topics)?;
+        check_co_partitioned(&ground.options, topics)?;
         self.left(group).await;
         let (sender, events) = mpsc::channel(EVENTS);
         let terms = Terms {
@@ -125,10 +125,10 @@ impl Groups {
     }
 }
 
-fn check_co_partitioned(topics: &[Topic]) -> Result<(), LogError> {
+fn check_co_partitioned(options: &Options, topics: &[Topic]) -> Result<(), LogError> {
     let first = topics.first().ok_or_else(|| refused("no topics were named".to_owned()))?;
-    let partitions = first.spec().partitions;
-    match topics.iter().find(|topic| topic.spec().partitions != partitions) {
+    let partitions = options.partitions_of(*first);
+    match topics.iter().find(|topic| options.partitions_of(**topic) != partitions) {
         None => Ok(()),
         Some(other) => Err(refused(format!("{other} has not {partitions} partitions, as {first} has"))),
     }

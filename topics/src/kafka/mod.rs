@@ -102,6 +102,10 @@ impl KafkaLog {
         }
     }
 
+    fn check_partition(&self, topic: Topic, partition: u32) -> Result<(), LogError> {
+        if partition < self.partitions(topic) { Ok(()) } else { Err(no_partition(topic, partition)) }
+    }
+
     /// Asks the brokers something, off the async threads.
     async fn ask<T: Send + 'static>(
         &self,
@@ -118,7 +122,7 @@ impl Log for KafkaLog {
     async fn append(&self, mut records: Vec<NewRecord>) -> Result<Vec<LogPosition>, AppendError> {
         for record in &mut records {
             check_record(record)?;
-            let count = record.topic.spec().partitions;
+            let count = self.partitions(record.topic);
             // As Java clients do it (`murmur2_random`), and checked where the counts are known.
             let partition = record.partition.unwrap_or_else(|| partition_of(&record.key, count));
             if partition >= count {
@@ -150,21 +154,21 @@ impl Log for KafkaLog {
     }
 
     async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {
-        check_partition(topic, partition)?;
+        self.check_partition(topic, partition)?;
         let pool = Arc::clone(&self.0.pool);
         let reader = tokio::task::spawn_blocking(move || pool.read((topic, partition), offset));
         Ok(Box::new(reader.await.unwrap_or(Err(LogError::Closed))?))
     }
 
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
-        check_partition(topic, partition)?;
+        self.check_partition(topic, partition)?;
         let source = (topic, partition);
         let bounds = self.ask(move |client, lookups| lookups.bounds(client, &[source])).await?;
         bounds.get(&source).copied().ok_or_else(|| no_partition(topic, partition))
     }
 
     async fn offset_at(&self, topic: Topic, partition: u32, at: Timestamp) -> Result<u64, LogError> {
-        check_partition(topic, partition)?;
+        self.check_partition(topic, partition)?;
         let source = (topic, partition);
         let found = self.ask(move |client, lookups| lookups.offset_at(client, source, at)).await?;
         match found {
@@ -174,7 +178,7 @@ impl Log for KafkaLog {
     }
 
     async fn committed(&self, group: &str, topic: Topic, partition: u32) -> Result<Option<u64>, LogError> {
-        check_partition(topic, partition)?;
+        self.check_partition(topic, partition)?;
         let Ground { options, names, lookups, .. } = self.0.ground.clone();
         let mut config = options.reader(&names)?;
         config.set("group.id", names.group(group));
@@ -192,7 +196,7 @@ impl Log for KafkaLog {
     }
 
     fn partitions(&self, topic: Topic) -> u32 {
-        topic.spec().partitions
+        self.0.ground.options.partitions_of(topic)
     }
 
     async fn close(&self) {
@@ -202,10 +206,6 @@ impl Log for KafkaLog {
     async fn ping(&self) -> Result<(), LogError> {
         self.ask(|client, lookups| lookups.ping(client)).await
     }
-}
-
-fn check_partition(topic: Topic, partition: u32) -> Result<(), LogError> {
-    if partition < topic.spec().partitions { Ok(()) } else { Err(no_partition(topic, partition)) }
 }
 
 fn no_partition(topic: Topic, partition: u32) -> LogError {

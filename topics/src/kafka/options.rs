@@ -9,11 +9,14 @@ use rdkafka::config::RDKafkaLogLevel;
 use serde::Deserialize;
 
 use super::names::Names;
-use crate::LogError;
 use crate::log::{MAX_HEADERS_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::{LogError, Topic};
 
 /// Largest record in bytes, with room for what Kafka writes around it.
 const MAX_RECORD_BYTES: usize = MAX_VALUE_BYTES + MAX_HEADERS_BYTES + MAX_KEY_BYTES + (128 << 10);
+
+/// Most partitions of a topic.
+const MAX_PARTITIONS: u32 = 1_024;
 
 /// What a patient fetch waits for, in bytes: some hundred records.
 const PATIENT_FETCH_BYTES: usize = 64 << 10;
@@ -71,6 +74,11 @@ pub struct Options {
     pub request_timeout_ms: u32,
     /// How long closing waits for what is not acknowledged yet, in milliseconds.
     pub close_timeout_ms: u64,
+    /// Partitions of each topic but `deliveries`, 1 to 1,024, the same for every role; for the life of the log. So many
+    /// processes of a stage have work.
+    pub partitions: u32,
+    /// Partitions of `deliveries`, likewise. So many gateways can live at a time.
+    pub slots: u32,
     /// Copies of each partition, where `eshaar topics apply` makes a topic.
     pub replication_factor: u16,
     /// Copies that must have a record before it is acknowledged (`min.insync.replicas`).
@@ -104,6 +112,8 @@ impl Default for Options {
             revoke_timeout_ms: 20_000,
             request_timeout_ms: 10_000,
             close_timeout_ms: 10_000,
+            partitions: Topic::MessagesAccepted.spec().partitions,
+            slots: Topic::Deliveries.spec().partitions,
             replication_factor: 3,
             min_insync_replicas: 2,
             topic_settings: BTreeMap::new(),
@@ -112,6 +122,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How many partitions a topic has.
+    pub fn partitions_of(&self, topic: Topic) -> u32 {
+        if topic == Topic::Deliveries { self.slots } else { self.partitions }
+    }
+
     /// `max.message.bytes` of every topic: the largest record must fit.
     pub(super) const fn max_message_bytes() -> usize {
         2 * MAX_VALUE_BYTES
@@ -242,6 +257,11 @@ impl Options {
             "epoch is 0; it begins at 1".to_owned()
         } else if self.queue_kib < 4_096 {
             format!("queue_kib is {}; at least 4096 are needed for the largest records", self.queue_kib)
+        } else if let Some((name, count)) = [("partitions", self.partitions), ("slots", self.slots)]
+            .into_iter()
+            .find(|(_, count)| !(1..=MAX_PARTITIONS).contains(count))
+        {
+            format!("{name} is {count}; it is 1 to {MAX_PARTITIONS}")
         } else if self.replication_factor == 0 || self.min_insync_replicas == 0 {
             "replication_factor and min_insync_replicas are at least 1".to_owned()
         } else if self.min_insync_replicas > self.replication_factor {
@@ -329,6 +349,8 @@ mod tests {
         for (change, word) in [
             (Options { epoch: 0, ..Options::default() }, "epoch"),
             (Options { queue_kib: 1, ..Options::default() }, "4096"),
+            (Options { partitions: 0, ..Options::default() }, "partitions is 0"),
+            (Options { slots: 1_025, ..Options::default() }, "slots is 1025; it is 1 to 1024"),
             (Options { replication_factor: 1, ..Options::default() }, "min_insync_replicas"),
             (Options { bootstrap_servers: String::new(), ..Options::default() }, "bootstrap_servers"),
         ] {

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use eshaar_topics::Topic;
 use eshaar_topics::kafka::{self, Applied, Difference, KafkaLog, Options};
+use eshaar_topics::partitioner::partition_of;
+use eshaar_topics::{Headers, Log as _, NewRecord, Topic};
 use rdkafka::admin::{AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 
 use crate::{Opened, PATIENCE, admin, options, prefix};
@@ -77,6 +78,35 @@ async fn another_number_of_partitions_is_named_and_never_changed() {
     let names: Vec<String> = Topic::ALL.into_iter().map(|topic| format!("{prefix}{topic}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     admin().delete_topics(&names, &AdminOptions::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn topics_have_as_many_partitions_as_the_options_say() {
+    let opened = Opened::with(|options| (options.partitions, options.slots) = (3, 2)).await;
+    for topic in Topic::ALL {
+        let count = if topic == Topic::Deliveries { 2 } else { 3 };
+        assert_eq!(opened.log.partitions(topic), count, "{topic}");
+        assert!(opened.log.bounds(topic, count - 1).await.is_ok(), "{topic}");
+        assert!(opened.log.bounds(topic, count).await.is_err(), "{topic}");
+    }
+    let key = (0..100)
+        .map(|n: u32| n.to_string())
+        .find(|key| partition_of(key.as_bytes(), 3) != partition_of(key.as_bytes(), 6));
+    let key = key.unwrap();
+    let record = NewRecord {
+        topic: Topic::LaneHigh,
+        partition: None,
+        key: key.clone().into(),
+        value: "a value".into(),
+        headers: Headers::none(),
+        timestamp: opened.clock.now(),
+    };
+    let stands = opened.log.append(vec![record]).await.unwrap()[0];
+    assert_eq!(stands.partition, partition_of(key.as_bytes(), 3));
+    let other = Options { partitions: 6, ..opened.options.clone() };
+    let error = KafkaLog::open(other, &opened.prefix).await.err().unwrap().to_string();
+    assert!(error.contains("lane.high has 3 partitions, not 6 (kafka.partitions"), "{error}");
 }
 
 #[tokio::test]
