@@ -11,6 +11,7 @@ use eshaar_presence::limits::Limiter;
 use eshaar_presence::redis::RedisPresence;
 use eshaar_schemas::registry::confluent::{self, ConfluentRegistry};
 use eshaar_schemas::{Codecs, Registry};
+use eshaar_topics::LogError;
 use eshaar_topics::kafka::KafkaLog;
 
 use super::{Engines, check, epoch_due, subjects};
@@ -101,6 +102,7 @@ async fn kafka(config: &Config) -> Result<String, String> {
             let list: Vec<String> = differences.iter().map(ToString::to_string).collect();
             Err(format!("{}: run `eshaar topics apply`", list.join("; ")))
         }
+        Err(LogError::Option(wrong)) => Err(wrong),
         Err(error) => Err(format!("{error}. Is kafka.bootstrap_servers = \"{servers}\" right, and Kafka running?")),
     }
 }

@@ -60,6 +60,9 @@ pub struct Timer {
 /// Timers.
 #[async_trait]
 pub trait TimerStore: Send + Sync + 'static {
+    /// The partitions that were ever taken over, in order: no other has timers.
+    async fn partitions(&self) -> Result<Vec<u32>, StoreError>;
+
     /// Takes a partition over, whoever had it; returns its mark.
     async fn take(&self, partition: u32, holder: Holder) -> Result<TimerPlace, StoreError>;
 

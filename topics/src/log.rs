@@ -49,6 +49,9 @@ pub enum LogError {
         /// What the engine said.
         reason: String,
     },
+    /// An option of the engine's cannot work.
+    #[error("{0}")]
+    Option(String),
     /// A commit for a partition that this member no longer owns (kafka-rules 3).
     #[error("partition {partition} of {topic} is owned by another member now")]
     NotOwned {

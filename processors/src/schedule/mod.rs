@@ -6,6 +6,8 @@
 //! - a message is accepted at its time or later, never before, and under its own id: one that is appended again after a crash
 //!   is dropped by `route`, as any repeat;
 //! - what was taken back is not accepted;
+//! - timers of a partition that the log has no more, since it was made anew with fewer, belong to whoever owns the number
+//!   that is left of theirs modulo the partitions there are;
 //! - timers are moved on only as there is room before the recipients, so that what is due all at once delays nobody else.
 
 mod mover;
@@ -67,10 +69,10 @@ pub struct Schedule {
     options: Options,
 }
 
-/// The timers of a partition number, and who moves them on as long as this is there.
+/// The timers of a partition number, and who moves them on as long as this is there, with those that it has inherited.
 pub struct Partition {
     timers: Arc<Timers>,
-    _mover: AbortOnDropHandle<()>,
+    _movers: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Schedule {
@@ -81,6 +83,22 @@ impl Schedule {
         let mover =
             Mover { log, codecs: codecs.clone(), cancelled, clock: clock.clone(), room, pause_ms: options.pause_ms };
         Self { store, codecs, clock, mover: Arc::new(mover), options }
+    }
+
+    /// The partitions that the log has no more, and that belong to the owner of this one.
+    async fn inherited(&self, partition: u32) -> Result<Vec<u32>, StoreError> {
+        let partitions = self.mover.log.partitions(Topic::MessagesScheduled);
+        let known = self.store.timers.partitions().await?;
+        Ok(known.into_iter().filter(|known| *known >= partitions && known % partitions == partition).collect())
+    }
+
+    /// Takes the timers of a partition over, and begins to move them on.
+    async fn take(&self, partition: u32) -> Result<(Arc<Timers>, AbortOnDropHandle<()>), StoreError> {
+        let timers = Timers::take(Arc::clone(&self.store.timers), partition, self.clock.clone()).await?;
+        let timers = Arc::new(timers);
+        let (mover, of_mover) = (Arc::clone(&self.mover), Arc::clone(&timers));
+        let moving = tokio::spawn(async move { mover.run(&of_mover).await });
+        Ok((timers, AbortOnDropHandle::new(moving)))
     }
 
     /// Writes timers one by one, up to the first that the store refuses: which of them it was is not known.
@@ -106,11 +124,16 @@ impl Stage for Schedule {
     }
 
     async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<Partition, StageError> {
-        let timers = Timers::take(Arc::clone(&self.store.timers), partition, self.clock.clone()).await;
-        let timers = Arc::new(timers.map_err(|error| StageError(error.to_string()))?);
-        let (mover, of_mover) = (Arc::clone(&self.mover), Arc::clone(&timers));
-        let moving = tokio::spawn(async move { mover.run(&of_mover).await });
-        Ok(Partition { timers, _mover: AbortOnDropHandle::new(moving) })
+        let open = async {
+            let (timers, mover) = self.take(partition).await?;
+            let mut movers = vec![mover];
+            for inherited in self.inherited(partition).await? {
+                tracing::info!(partition, inherited, "moves the timers of a partition on that the log has no more");
+                movers.push(self.take(inherited).await?.1);
+            }
+            Ok(Partition { timers, _movers: movers })
+        };
+        open.await.map_err(|error: StoreError| StageError(error.to_string()))
     }
 
     async fn handle(&self, partition: &mut Partition, batch: &[Received]) -> Vec<Outcome> {

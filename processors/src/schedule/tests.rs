@@ -17,6 +17,7 @@ use eshaar_topics::{
 };
 use tokio::time::{sleep, timeout};
 
+use super::timers::{Ours, Timers};
 use super::{Options, Partition, Ports, Schedule};
 use crate::testing::{Engines, START, at, message};
 
@@ -311,6 +312,35 @@ async fn who_takes_a_partition_over_goes_on_and_who_had_it_stops() {
     let accepted = accepts(&engines, 2).await;
     assert_eq!(accepted.last(), Some(&late.id));
     assert_eq!(accepted.iter().filter(|id| **id == early.id).count(), 1, "both have moved it on");
+}
+
+#[tokio::test]
+async fn what_waits_in_partitions_that_are_no_more_goes_once_by_the_owner_of_their_number_modulo_those_there_are() {
+    let engines = Engines::open().await;
+    let partitions = engines.log.partitions(Topic::MessagesScheduled);
+    // As a log with three times as many had it. The timers of the last belong to another owner.
+    let (inherited, also, another) = (PARTITION + partitions, PARTITION + 2 * partitions, PARTITION + 1 + partitions);
+    let messages = [due(1_000), due(1_001), due(1_002)];
+    for (partition, message) in [inherited, also, another].into_iter().zip(&messages) {
+        let before = Timers::take(Arc::clone(&engines.store.timers), partition, engines.clock.clone()).await.unwrap();
+        let written = before.put(vec![super::timer(message, &record(&engines, message, 0))]).await.unwrap();
+        assert_eq!(written, Ours::Yes);
+    }
+    let stage = stage(&engines);
+    let mut partition = opened(&stage).await;
+    let own = due(1_003);
+    keep(&engines, &stage, &mut partition, std::slice::from_ref(&own)).await;
+    engines.clock.advance_millis(2_000);
+    let mut sent = accepts(&engines, 3).await;
+    sent.sort_unstable();
+    let mut expected = ids(&[&messages[0], &messages[1], &own]);
+    expected.sort_unstable();
+    assert_eq!(sent, expected);
+    // The next owner finds nothing of it left.
+    drop(partition);
+    let _partition = opened(&stage).await;
+    let _next = stage.open(PARTITION + 1, &[]).await.unwrap();
+    assert_eq!(accepts(&engines, 4).await.last(), Some(&messages[2].id));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ super::checks! {
     timers_come_back_in_the_order_they_are_due,
     what_is_past_the_mark_is_never_given_again,
     only_who_took_a_partition_over_last_moves_its_mark,
+    what_was_taken_over_is_known,
     a_mark_that_is_moved_back_gives_what_stands_behind_it,
     partitions_have_nothing_to_do_with_each_other,
     many_of_one_moment_come_in_pages,
@@ -88,6 +89,21 @@ async fn only_who_took_a_partition_over_last_moves_its_mark(subject: &Subject) -
     // Once more, as after an answer that was lost.
     assert!(timers.mark(subject.space, owner, TimerPlace::before(later(7))).await?);
     assert_eq!(timers.take(subject.space, owner).await?, TimerPlace::before(later(7)));
+    Ok(())
+}
+
+async fn what_was_taken_over_is_known(subject: &Subject) -> Result<(), StoreError> {
+    let timers = &subject.store.timers;
+    let (low, high) = (subject.space, subject.space + 9_000);
+    let of_ours = async || -> Result<Vec<u32>, StoreError> {
+        Ok(timers.partitions().await?.into_iter().filter(|partition| [low, high].contains(partition)).collect())
+    };
+    assert!(of_ours().await?.is_empty());
+    timers.take(high, Holder::new()).await?;
+    assert_eq!(of_ours().await?, [high]);
+    timers.take(low, Holder::new()).await?;
+    timers.take(high, Holder::new()).await?;
+    assert_eq!(of_ours().await?, [low, high]);
     Ok(())
 }
 

@@ -206,6 +206,7 @@ statements! {
         IF NOT EXISTS";
     take_timers: Conditional = "UPDATE timer_mark SET holder = ? WHERE partition = ? IF holder = ?";
     mark_timers: Conditional = "UPDATE timer_mark SET due = ?, id = ? WHERE partition = ? IF holder = ?";
+    timer_partitions: Read = "SELECT partition FROM timer_mark";
     timer_mark: Read = "SELECT holder, due, id FROM timer_mark WHERE partition = ?";
     put_timer: Write = "INSERT INTO timer (partition, hour, due, id, key, headers, value)
         VALUES (?, ?, ?, ?, ?, ?, ?) USING TTL ?";

@@ -25,6 +25,14 @@ const TRIES: u32 = 10;
 
 #[async_trait]
 impl TimerStore for Cql {
+    async fn partitions(&self) -> Result<Vec<u32>, StoreError> {
+        let call = self.call("timer_partitions")?;
+        let rows = call.read(&call.statements().timer_partitions, ()).await?;
+        let mut partitions = call.rows(&rows, |(partition,): (i32,)| Ok(partition as u32))?;
+        partitions.sort_unstable();
+        Ok(partitions)
+    }
+
     async fn take(&self, partition: u32, holder: Holder) -> Result<TimerPlace, StoreError> {
         let call = self.call("take_timers")?;
         for _ in 0..TRIES {

@@ -12,6 +12,15 @@ use crate::{Holder, StoreError, Timer, TimerPlace, TimerStore};
 
 #[async_trait]
 impl TimerStore for Sqlite {
+    async fn partitions(&self) -> Result<Vec<u32>, StoreError> {
+        self.query(Operation::new("timer_partitions"), |db| {
+            db.prepare_cached("SELECT partition FROM timer_mark ORDER BY partition")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+        .await
+    }
+
     async fn take(&self, partition: u32, holder: Holder) -> Result<TimerPlace, StoreError> {
         let first = TimerPlace::before(Timestamp::default());
         self.write(Operation::new("take_timers"), 1, move |tables| {

@@ -176,9 +176,8 @@ impl Options {
             }
         }
         if !self.sasl_mechanism.is_empty() {
-            let password = std::fs::read_to_string(&self.password_file).map_err(|error| LogError::Engine {
-                action: "read Kafka's password",
-                reason: format!("{}: {error}", self.password_file.display()),
+            let password = std::fs::read_to_string(&self.password_file).map_err(|error| {
+                LogError::Option(format!("kafka.password_file: {}: {error}", self.password_file.display()))
             })?;
             config
                 .set("sasl.mechanism", &self.sasl_mechanism)
@@ -263,16 +262,19 @@ impl Options {
         {
             format!("{name} is {count}; it is 1 to {MAX_PARTITIONS}")
         } else if self.replication_factor == 0 || self.min_insync_replicas == 0 {
-            "replication_factor and min_insync_replicas are at least 1".to_owned()
+            format!(
+                "replication_factor is {} and kafka.min_insync_replicas is {}; each is at least 1",
+                self.replication_factor, self.min_insync_replicas
+            )
         } else if self.min_insync_replicas > self.replication_factor {
             format!(
-                "min_insync_replicas is {}, of {} copies (replication_factor)",
+                "min_insync_replicas is {}, of {} copies (kafka.replication_factor)",
                 self.min_insync_replicas, self.replication_factor
             )
         } else {
             return Ok(());
         };
-        Err(LogError::Engine { action: "read the options of Kafka", reason: wrong })
+        Err(LogError::Option(format!("kafka.{wrong}")))
     }
 }
 

@@ -73,10 +73,8 @@ impl Watch {
     /// `config` is a consumer's; `topic` is one that the cluster has.
     pub fn new(config: ClientConfig, topic: &str) -> Result<Self, LogError> {
         let brokers = config.get("bootstrap.servers").unwrap_or_default();
-        let brokers = CString::new(brokers).map_err(|_| LogError::Engine {
-            action: "read the options of Kafka",
-            reason: "bootstrap_servers holds a zero byte".to_owned(),
-        })?;
+        let brokers = CString::new(brokers)
+            .map_err(|_| LogError::Option("kafka.bootstrap_servers holds a zero byte".to_owned()))?;
         let clients = Mutex::default();
         Ok(Self(Arc::new(Watched { clients, config, brokers, topic: topic.to_owned() })))
     }
