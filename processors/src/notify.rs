@@ -126,10 +126,14 @@ impl Stage for Notify {
     }
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
-        match batch.first().map(|record| record.position.topic) {
-            Some(Topic::ConversationEvents) => self.conversations(batch).await,
-            _ => self.statuses(batch).await,
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for of_topic in batch.chunk_by(|one, other| one.position.topic == other.position.topic) {
+            outcomes.extend(match of_topic[0].position.topic {
+                Topic::ConversationEvents => self.conversations(of_topic).await,
+                _ => self.statuses(of_topic).await,
+            });
         }
+        outcomes
     }
 }
 

@@ -175,10 +175,17 @@ impl Stage for Archive {
     }
 
     async fn handle(&self, previous: &mut Self::Partition, batch: &[Received]) -> Vec<Outcome> {
-        match batch.first().map(|record| record.position.topic) {
-            Some(Topic::MessageStatus) => self.statuses(batch).await,
-            _ => self.messages(previous, batch).await,
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for of_topic in batch.chunk_by(|one, other| one.position.topic == other.position.topic) {
+            outcomes.extend(match of_topic[0].position.topic {
+                Topic::MessageStatus => self.statuses(of_topic).await,
+                _ => self.messages(previous, of_topic).await,
+            });
+            if let Some(Outcome::Pause { .. }) = outcomes.last() {
+                break;
+            }
         }
+        outcomes
     }
 
     async fn sync(&self) -> Result<(), StageError> {

@@ -138,12 +138,10 @@ impl Stage for Route {
     }
 
     async fn handle(&self, partition: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
-        let routed = match batch.first().and_then(|record| record.position.topic.lane()) {
-            Some(lane) => self.route(partition, lane, batch).await,
-            None => Ok(batch.iter().map(|_| Error::NoLane.into()).collect()),
-        };
         // Whatever of it was written will be written again, the same.
-        routed.unwrap_or_else(|error| vec![pause(&self.clock, self.options.pause_ms, &error)])
+        self.route(partition, batch)
+            .await
+            .unwrap_or_else(|error| vec![pause(&self.clock, self.options.pause_ms, &error)])
     }
 
     async fn sync(&self) -> Result<(), StageError> {
@@ -160,19 +158,12 @@ struct Arrival {
 }
 
 impl Route {
-    async fn route(
-        &self,
-        partition: &mut Partition,
-        lane: Lane,
-        batch: &[Received],
-    ) -> Result<Vec<Outcome>, StoreError> {
+    async fn route(&self, partition: &mut Partition, batch: &[Received]) -> Result<Vec<Outcome>, StoreError> {
         let now = self.clock.now();
-        let epoch = self.ports.log.epoch();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
         let mut arrivals = Vec::with_capacity(batch.len());
         for (place, record) in batch.iter().enumerate() {
-            let position = StreamPosition { epoch, lane, offset: record.position.offset };
-            match self.decide(record, position, now) {
+            match self.decide(record, now) {
                 Ok(Decision::Append(row)) => {
                     outcomes.push(Outcome::Done);
                     let is_redriven = record.headers.get(headers::REDRIVE).is_some();
@@ -183,8 +174,7 @@ impl Route {
                 Err(error) => outcomes.push(error.into()),
             }
         }
-        let window = &mut partition.windows[lane.index()];
-        self.drop_repeats(window, &mut arrivals).await?;
+        self.drop_repeats(&partition.windows, &mut arrivals).await?;
         if arrivals.is_empty() {
             return Ok(outcomes);
         }
@@ -193,6 +183,7 @@ impl Route {
         }
         // Not before: a batch that is taken again must find the window as it was.
         for Arrival { row, .. } in &arrivals {
+            let window = &mut partition.windows[row.position.lane.index()];
             window.enter(row.id, row.position.offset, row.at, now);
         }
         let online = self.online(&arrivals).await;
@@ -202,7 +193,8 @@ impl Route {
         Ok(outcomes)
     }
 
-    fn decide(&self, record: &Received, position: StreamPosition, now: Timestamp) -> Result<Decision, Error> {
+    fn decide(&self, record: &Received, now: Timestamp) -> Result<Decision, Error> {
+        let lane = record.position.topic.lane().ok_or(Error::NoLane)?;
         let envelope = Envelope::read(&record.headers)?;
         let phone = envelope.to.ok_or(HeaderError { name: headers::TO })?;
         if self.ports.cancelled.takes(envelope.id, envelope.broadcast) {
@@ -220,7 +212,7 @@ impl Route {
             }
             expires_at => Ok(Decision::Append(StreamRow {
                 phone,
-                position,
+                position: StreamPosition { epoch: self.ports.log.epoch(), lane, offset: record.position.offset },
                 id: envelope.id,
                 at: record.timestamp,
                 expires_at,
@@ -231,15 +223,16 @@ impl Route {
 
     /// Drops what repeats an earlier record of the lane's partition, in the window or in this batch. Those that are too old
     /// for the window, or were redriven, are looked up in the stream, all at once.
-    async fn drop_repeats(&self, window: &Window, arrivals: &mut Vec<Arrival>) -> Result<(), StoreError> {
+    async fn drop_repeats(&self, windows: &[Window; 4], arrivals: &mut Vec<Arrival>) -> Result<(), StoreError> {
         let before = arrivals.len();
-        let mut in_batch: AHashSet<MessageId> = AHashSet::with_capacity(before);
+        let mut in_batch: AHashSet<(Lane, MessageId)> = AHashSet::with_capacity(before);
         let mut asked: Vec<(Phone, StreamPosition, MessageId)> = Vec::new();
         arrivals.retain(|Arrival { row, is_redriven, .. }| {
-            let repeat = match in_batch.insert(row.id) {
+            let StreamPosition { lane, offset, .. } = row.position;
+            let repeat = match in_batch.insert((lane, row.id)) {
                 false => Repeat::Yes,
                 true if *is_redriven => Repeat::AskStream,
-                true => window.repeats(row.id, row.position.offset),
+                true => windows[lane.index()].repeats(row.id, offset),
             };
             if repeat == Repeat::AskStream {
                 asked.push((row.phone, row.position, row.id));
@@ -248,9 +241,13 @@ impl Route {
         });
         if !asked.is_empty() {
             let stands = self.ports.store.streams.stands_before(&asked).await?;
-            let repeats: BTreeSet<u64> =
-                asked.iter().zip(stands).filter(|(_, stands)| *stands).map(|((_, at, _), _)| at.offset).collect();
-            arrivals.retain(|arrival| !repeats.contains(&arrival.row.position.offset));
+            let repeats: BTreeSet<(Lane, u64)> = asked
+                .iter()
+                .zip(stands)
+                .filter(|(_, stands)| *stands)
+                .map(|((_, at, _), _)| (at.lane, at.offset))
+                .collect();
+            arrivals.retain(|Arrival { row, .. }| !repeats.contains(&(row.position.lane, row.position.offset)));
         }
         let dropped = before - arrivals.len();
         if dropped > 0 {
@@ -259,7 +256,7 @@ impl Route {
         Ok(())
     }
 
-    /// Appends the rows of arrivals. Those that the store refuses, or that stand behind one of their phone that it refused,
+    /// Appends the rows of arrivals. Those that the store refuses, or that stand behind one of their stream that it refused,
     /// are taken out, with the reason by place: the others are there.
     async fn append(&self, number: u32, arrivals: &mut Vec<Arrival>) -> Result<Vec<(usize, String)>, StoreError> {
         let rows = arrivals.iter().map(|arrival| arrival.row.clone()).collect();
@@ -268,17 +265,17 @@ impl Route {
             Err(StoreError::Refused { .. }) => {}
             Err(error) => return Err(error),
         }
-        let mut of_phones: AHashMap<Phone, Vec<&Arrival>> = AHashMap::new();
+        let mut of_streams: AHashMap<OfLane, Vec<&Arrival>> = AHashMap::new();
         for arrival in arrivals.iter() {
-            of_phones.entry(arrival.row.phone).or_default().push(arrival);
+            of_streams.entry((arrival.row.phone, arrival.row.position.lane)).or_default().push(arrival);
         }
-        let each = of_phones.into_values().map(|of_phone| self.append_in_order(number, of_phone));
+        let each = of_streams.into_values().map(|of_stream| self.append_in_order(number, of_stream));
         let refused: Vec<(usize, String)> = try_join_all(each).await?.into_iter().flatten().collect();
         arrivals.retain(|arrival| refused.iter().all(|(place, _)| *place != arrival.place));
         Ok(refused)
     }
 
-    /// Appends the rows of one phone one after the other, up to the first that is refused.
+    /// Appends the rows of one stream one after the other, up to the first that is refused.
     async fn append_in_order(&self, number: u32, arrivals: Vec<&Arrival>) -> Result<Vec<(usize, String)>, StoreError> {
         let mut left = arrivals.into_iter();
         while let Some(Arrival { place, row, .. }) = left.next() {

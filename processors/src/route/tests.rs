@@ -138,9 +138,13 @@ impl Rig {
         reader.take(most).into_iter().map(Received::from).collect()
     }
 
-    /// Handles the next records of a lane and appends what follows; `false` when the stage had to pause.
-    async fn step(&mut self, lane: Lane, most: usize, crash_before_hints: bool) -> bool {
-        let batch = self.records(Topic::of_lane(lane), 0, self.settled[lane.index()], most).await;
+    /// Handles the next records of some lanes, at most so many of each, and appends what follows; `false` when the stage had
+    /// to pause.
+    async fn step(&mut self, most: &Most, crash_before_hints: bool) -> bool {
+        let mut batch = Vec::new();
+        for (lane, most) in most {
+            batch.extend(self.records(Topic::of_lane(*lane), 0, self.settled[lane.index()], *most).await);
+        }
         if batch.is_empty() {
             return true;
         }
@@ -160,7 +164,9 @@ impl Rig {
         if !follows.is_empty() {
             self.engines.log.append(follows).await.unwrap();
         }
-        self.settled[lane.index()] += batch.len() as u64;
+        for record in &batch {
+            self.settled[record.position.topic.lane().unwrap().index()] += 1;
+        }
         true
     }
 
@@ -172,9 +178,10 @@ impl Rig {
     }
 
     async fn finish(&mut self) {
+        let all = Lane::ALL.into_iter().map(|lane| (lane, 100)).collect();
         for lane in Lane::ALL {
             while self.settled[lane.index()] < self.end(Topic::of_lane(lane), 0).await {
-                self.step(lane, 100, false).await;
+                self.step(&all, false).await;
             }
         }
         self.committed = self.settled;
@@ -322,7 +329,7 @@ async fn a_store_that_fails_holds_the_partition_and_then_writes_once() {
     rig.enqueue(&message, Lane::High).await;
     for fault in [Fault::BeforeAppend, Fault::AfterAppend] {
         *rig.flaky.fault.lock() = Some(fault);
-        assert!(!rig.step(Lane::High, 10, false).await);
+        assert!(!rig.step(&Most::from([(Lane::High, 10)]), false).await);
     }
     rig.finish().await;
     assert_eq!(rig.stream(&message.recipient, [0; 4]).await.len(), 1);
@@ -348,10 +355,13 @@ struct Sent {
     late: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// At most so many records of each lane are in a batch.
+type Most = BTreeMap<Lane, usize>;
+
+#[derive(Clone, Debug)]
 enum Step {
-    Take { lane: Lane, most: usize },
-    CrashBeforeHints { lane: Lane, most: usize },
+    Take(Most),
+    CrashBeforeHints(Most),
     Crash,
     Commit,
     Fail(Fault),
@@ -366,6 +376,10 @@ fn busy_lane() -> impl Strategy<Value = Lane> {
     prop_oneof![3 => Just(Lane::Normal), 1 => lane()]
 }
 
+fn most() -> impl Strategy<Value = Most> {
+    prop::collection::vec((busy_lane(), 1_usize..8), 1..4).prop_map(Most::from_iter)
+}
+
 fn sent() -> impl Strategy<Value = Sent> {
     let age_ms = prop_oneof![3 => 0_i64..1_000, 1 => 100_000_i64..400_000];
     (0_usize..4, busy_lane(), age_ms, any::<bool>()).prop_map(|(phone, lane, age_ms, late)| Sent {
@@ -378,8 +392,8 @@ fn sent() -> impl Strategy<Value = Sent> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (busy_lane(), 1_usize..8).prop_map(|(lane, most)| Step::Take { lane, most }),
-        2 => (busy_lane(), 1_usize..8).prop_map(|(lane, most)| Step::CrashBeforeHints { lane, most }),
+        6 => most().prop_map(Step::Take),
+        2 => most().prop_map(Step::CrashBeforeHints),
         1 => Just(Step::Crash),
         2 => Just(Step::Commit),
         2 => prop::sample::select(vec![Fault::BeforeAppend, Fault::AfterAppend, Fault::Lookup]).prop_map(Step::Fail),
@@ -410,8 +424,8 @@ async fn carried(rig: &mut Rig, messages: &[Sent], order: &[usize], steps: &[Ste
     }
     for step in steps {
         match *step {
-            Step::Take { lane, most } => drop(rig.step(lane, most, false).await),
-            Step::CrashBeforeHints { lane, most } => drop(rig.step(lane, most, true).await),
+            Step::Take(ref most) => drop(rig.step(most, false).await),
+            Step::CrashBeforeHints(ref most) => drop(rig.step(most, true).await),
             Step::Crash => rig.crash().await,
             Step::Commit => rig.committed = rig.settled,
             Step::Fail(fault) => *rig.flaky.fault.lock() = Some(fault),

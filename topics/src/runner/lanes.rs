@@ -1,6 +1,8 @@
-//! Which input of a partition number is taken from next: the first that has records waiting and credit left. An input's
-//! credit of a round is its weight in batches; when nothing that waits has credit, a new round begins. So high goes before
-//! normal before low, a record that arrives on a higher lane waits for one batch at most, and low never starves (R5.2).
+//! Which inputs of a partition number are taken from next: the first that has records waiting and credit left, and while
+//! there is room in the batch, the next. An input's credit of a round is its weight in batches; when nothing that waits has
+//! credit, a new round begins. So high goes before normal before low, a record that arrives on a higher lane waits for one
+//! batch at most, and low never starves (R5.2). What a batch costs is mostly by the batch, in the store and at the brokers:
+//! few records of one lane do not make those of another wait for a batch of their own.
 
 use futures_util::FutureExt as _;
 use futures_util::future::select_all;
@@ -40,7 +42,7 @@ impl Lanes {
         select_all(self.inputs.iter_mut().map(|input| input.stream.ready())).await.0
     }
 
-    /// A batch of what is at hand, without waiting: of one input, in order; `None` while nothing waits.
+    /// A batch of what is at hand, without waiting: input by input, those of each in order; `None` while nothing waits.
     pub(super) fn at_hand(&mut self) -> Result<Option<Vec<Received>>, LogError> {
         let mut batch = self.take();
         // Looking whether it is ready has it fetched, where that is needed.
@@ -65,12 +67,13 @@ impl Lanes {
     }
 
     fn take_with_credit(&mut self) -> Option<Vec<Record>> {
-        let batch = self.batch;
-        self.inputs.iter_mut().filter(|input| input.credit > 0).find_map(|input| {
-            let records = input.stream.take(batch.min(input.credit));
+        let mut batch = Vec::new();
+        for input in &mut self.inputs {
+            let records = input.stream.take((self.batch - batch.len()).min(input.credit));
             input.credit -= records.len().min(input.credit);
-            (!records.is_empty()).then_some(records)
-        })
+            batch.extend(records);
+        }
+        (!batch.is_empty()).then_some(batch)
     }
 }
 
@@ -105,6 +108,20 @@ mod tests {
             LANES.iter().zip([8, 4, 2, 1]).flat_map(|(lane, batches)| vec![*lane; batches]).collect();
         assert_eq!(round, expected);
         assert_eq!(lanes.take().unwrap()[0].position.topic, Topic::LaneHigh);
+    }
+
+    #[test]
+    fn what_is_left_of_a_batch_goes_to_the_next_lane() {
+        let mut lanes = lanes([3, 0, 120, 400], [8, 4, 2, 1], 100);
+        let mut next = || -> Vec<(Topic, usize)> {
+            let batch = lanes.take().unwrap();
+            let runs = batch.chunk_by(|one, other| one.position.topic == other.position.topic);
+            runs.map(|run| (run[0].position.topic, run.len())).collect()
+        };
+        assert_eq!(next(), [(LANES[0], 3), (LANES[2], 97)]);
+        assert_eq!(next(), [(LANES[2], 23), (LANES[3], 77)]);
+        assert_eq!(next(), [(LANES[3], 23)]);
+        assert_eq!(next(), [(LANES[3], 100)]);
     }
 
     #[test]

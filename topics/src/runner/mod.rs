@@ -177,10 +177,11 @@ pub trait Stage: Send + Sync + 'static {
     /// input.
     async fn open(&self, partition: u32, next: &[(Topic, u64)]) -> Result<Self::Partition, StageError>;
 
-    /// Handles a batch of 1 to 100 records of one input topic, in order; returns one outcome for each, in order.
+    /// Handles a batch of 1 to 100 records ([`Options::batch_records`]), input by input, those of an input in order; returns
+    /// one outcome for each, in order.
     ///
     /// A batch may hold records that are tried again, beside or without others; [`Received::position`] is always that in
-    /// the input. Records are of one input, and those of one key in the order of their positions.
+    /// the input. Records of one input stand together, and those of one key in the order of their positions.
     ///
     /// When the outcome of a record is `Pause`, those after it in the batch are taken again too; and so are, when it is
     /// `Retry`, those after it of the same key ([`Retries::Ordered`]) or all after it ([`Retries::InPlace`]). Their outcomes

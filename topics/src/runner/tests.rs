@@ -18,6 +18,7 @@ use super::{Deps, Options, Outcome, Stage, StageError, Watchdog, run};
 use crate::{AppendError, Assignment, ConsumerEvent, NewRecord, Received, Release, Topic};
 
 const INPUT: Topic = Topic::MessagesAccepted;
+const ANOTHER: Topic = Topic::MessagesScheduled;
 const OUTPUT: Topic = Topic::LaneNormal;
 
 /// Gives ids, and knows nothing else.
@@ -49,7 +50,9 @@ impl Registry for Ids {
 struct Scripted {
     tried: Mutex<BTreeMap<u64, u32>>,
     batches: Mutex<Vec<usize>>,
-    opened: Mutex<Vec<u64>>,
+    /// Where each input was to be read when it was opened.
+    opened: Mutex<Vec<Vec<u64>>>,
+    reads_another: bool,
     synced: Mutex<u32>,
     sync_fails: Mutex<bool>,
     paused_until: Option<Timestamp>,
@@ -97,11 +100,11 @@ impl Stage for Scripted {
     type Partition = ();
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
-        vec![(INPUT, 1)]
+        if self.reads_another { vec![(INPUT, 1), (ANOTHER, 1)] } else { vec![(INPUT, 1)] }
     }
 
     async fn open(&self, _: u32, next: &[(Topic, u64)]) -> Result<(), StageError> {
-        self.opened.lock().push(next[0].1);
+        self.opened.lock().push(next.iter().map(|(_, offset)| *offset).collect());
         Ok(())
     }
 
@@ -285,7 +288,39 @@ async fn a_record_on_which_the_stage_panics_becomes_a_dead_letter_and_holds_nobo
     assert_eq!(rig.log.values(OUTPUT), ["a", "b"]);
     assert_eq!((rig.letters()[0].reason.as_str(), rig.letters()[0].offset), ("the stage panicked", 1));
     // Opened anew where it was: first at the batch, then at the record itself.
-    assert_eq!(rig.stage.opened.lock()[..3], [0, 0, 1]);
+    assert_eq!(rig.stage.opened.lock()[..3], [[0], [0], [1]]);
+}
+
+/// Two records of the input, and these of another behind them.
+async fn with_another(values: &[&str]) -> Rig {
+    let log = Arc::new(MemoryLog::default());
+    for value in values {
+        log.write(record(ANOTHER, value));
+    }
+    let stage = Scripted { reads_another: true, ..Scripted::default() };
+    Rig::with(&["a", "b"], stage, Clock::manual(Timestamp::from_millis(0)), log).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_two_inputs_is_settled_in_each_as_far_as_it_was_seen_through() {
+    let rig = with_another(&["c", "d", "retry 2", "e"]).await;
+    rig.pass(Duration::from_millis(2_900)).await;
+    assert_eq!(rig.stage.batches.lock()[0], 6);
+    assert_eq!(rig.log.values(OUTPUT), ["a", "b", "c", "d"]);
+    assert_eq!((rig.log.committed(INPUT), rig.log.committed(ANOTHER)), (Some(2), Some(2)));
+    rig.pass(2 * SOON).await;
+    assert_eq!(rig.log.values(OUTPUT), ["a", "b", "c", "d", "retry 2", "e"]);
+    assert_eq!((rig.log.committed(INPUT), rig.log.committed(ANOTHER)), (Some(2), Some(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_panic_the_stage_is_opened_where_each_input_is_unsettled() {
+    let rig = with_another(&["c", "panic", "d"]).await;
+    rig.pass(Duration::from_secs(70)).await;
+    assert_eq!(rig.log.values(OUTPUT), ["a", "b", "c", "d"]);
+    assert_eq!(rig.letters()[0].topic, ANOTHER.name());
+    assert_eq!(rig.stage.opened.lock()[..3], [[0, 0], [0, 0], [2, 1]]);
+    assert_eq!((rig.log.committed(INPUT), rig.log.committed(ANOTHER)), (Some(2), Some(3)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -162,7 +162,7 @@ impl<S: Stage> Worker<S> {
         batch: &mut [Received],
     ) -> Result<(), Ended> {
         let begun = Instant::now();
-        self.ledger.taken(self.generation, source(&batch[0]), batch[0].timestamp);
+        self.taken(batch);
         let (mut settled, mut one_by_one) = (0, false);
         while settled < batch.len() {
             self.seat.begin("handling");
@@ -174,7 +174,7 @@ impl<S: Stage> Worker<S> {
             } else {
                 // Which record it was is not known: from here one by one, on a state made anew.
                 one_by_one = true;
-                *state = self.open(next_with(next, &rest[0])).await?;
+                *state = self.open(next_with(next, &batch[settled..])).await?;
                 let stop = (rest.len() == 1).then(|| Stop::Retry { reason: PANICKED.to_owned() });
                 Plan { effects: Vec::new(), stop }
             };
@@ -183,9 +183,7 @@ impl<S: Stage> Worker<S> {
             if count > 0 {
                 self.appender.carry_out(rest.iter().zip(plan.effects).collect()).await?;
                 settled += count;
-                let settled_to = batch[settled - 1].position.offset + 1;
-                let oldest = batch.get(settled).map(|record| record.timestamp);
-                self.ledger.settle(self.generation, source(&batch[0]), settled_to, oldest);
+                self.settled(batch, settled);
             }
             if let (Some(stop), Some(record)) = (plan.stop, batch.get_mut(settled)) {
                 let failed = matches!(stop, Stop::Retry { .. });
@@ -198,6 +196,25 @@ impl<S: Stage> Worker<S> {
         self.appender.measures.batch(batch.len(), begun.elapsed());
         self.seat.rest();
         Ok(())
+    }
+
+    /// A batch was taken.
+    pub(super) fn taken(&self, batch: &[Received]) {
+        for run in by_source(batch) {
+            self.ledger.taken(self.generation, source(&run[0]), run[0].timestamp);
+        }
+    }
+
+    /// The first `settled` records of a batch are.
+    pub(super) fn settled(&self, batch: &[Received], settled: usize) {
+        let mut left = settled;
+        for run in by_source(batch) {
+            let count = left.min(run.len());
+            left -= count;
+            let Some(last) = run[..count].last() else { return };
+            let oldest = run.get(count).map(|record| record.timestamp);
+            self.ledger.settle(self.generation, source(last), last.position.offset + 1, oldest);
+        }
     }
 
     /// Has records handled; where the stage panics, one by one, so that only the one at fault has failed. One outcome for
@@ -317,15 +334,22 @@ fn give_up_on_head(plan: &mut Plan, head: &Received) {
     }
 }
 
-/// The offsets to be handled next when `first` was taken and not settled.
-pub(super) fn next_with(next: &[(Topic, u64)], first: &Received) -> Vec<(Topic, u64)> {
+/// The offsets to be handled next when these records of a batch were taken and not settled.
+pub(super) fn next_with(next: &[(Topic, u64)], unsettled: &[Received]) -> Vec<(Topic, u64)> {
     let mut next = next.to_vec();
-    for (_, offset) in next.iter_mut().filter(|(topic, _)| *topic == first.position.topic) {
-        *offset = first.position.offset;
+    for first in by_source(unsettled).map(|run| &run[0]) {
+        for (_, offset) in next.iter_mut().filter(|(topic, _)| *topic == first.position.topic) {
+            *offset = first.position.offset;
+        }
     }
     next
 }
 
-pub(super) fn source(record: &Received) -> (Topic, u32) {
+fn source(record: &Received) -> (Topic, u32) {
     (record.position.topic, record.position.partition)
+}
+
+/// The records of a batch, input by input.
+fn by_source(batch: &[Received]) -> impl Iterator<Item = &[Received]> {
+    batch.chunk_by(|one, other| source(one) == source(other))
 }

@@ -9,7 +9,7 @@ use super::fences::{FenceKey, Standing};
 use super::waiting::{Turn, Waiting};
 use crate::runner::appender::Fate;
 use crate::runner::plan::{Effect, Stop};
-use crate::runner::worker::{EXHAUSTED, Ended, Worker, next_with, source};
+use crate::runner::worker::{EXHAUSTED, Ended, Worker, next_with};
 use crate::{Outcome, Received, Stage, Topic};
 
 /// Code of the dead letter of a record in a retry topic that is no copy of one.
@@ -54,7 +54,7 @@ fn decide(waiting: &Waiting, batch: &[Received], outcomes: Vec<Outcome>, now: Ti
 }
 
 impl<S: Stage> Worker<S> {
-    /// Sees a batch of an input through. What stands behind a record that waits goes to wait behind it.
+    /// Sees a batch of the inputs through. What stands behind a record that waits goes to wait behind it.
     pub(in crate::runner) async fn take_in(
         &self,
         state: &mut S::Partition,
@@ -63,9 +63,9 @@ impl<S: Stage> Worker<S> {
         batch: &[Received],
     ) -> Result<(), Ended> {
         let begun = Instant::now();
-        self.ledger.taken(self.generation, source(&batch[0]), batch[0].timestamp);
+        self.taken(batch);
         let mut settled = 0;
-        while let Some(first) = batch.get(settled) {
+        while settled < batch.len() {
             self.seat.begin("handling");
             let rest = &batch[settled..];
             let standings: Vec<Standing> = rest.iter().map(|record| waiting.standing(record)).collect();
@@ -78,7 +78,7 @@ impl<S: Stage> Worker<S> {
             let decided = if free.is_empty() {
                 Decided { effects: Vec::new(), stop: None }
             } else {
-                let outcomes = self.handle(state, &next_with(next, first), &free).await?;
+                let outcomes = self.handle(state, &next_with(next, rest), &free).await?;
                 decide(waiting, &free, outcomes, self.clock.now())
             };
             let Decided { effects, stop } = decided;
@@ -87,9 +87,7 @@ impl<S: Stage> Worker<S> {
             self.carry_out(waiting, items).await?;
             if count > 0 {
                 settled += count;
-                let settled_to = batch[settled - 1].position.offset + 1;
-                let oldest = batch.get(settled).map(|record| record.timestamp);
-                self.ledger.settle(self.generation, source(first), settled_to, oldest);
+                self.settled(batch, settled);
             }
             if let (Some(stop), Some(record)) = (stop, batch.get(settled)) {
                 self.hold(record, stop).await?;
@@ -101,7 +99,7 @@ impl<S: Stage> Worker<S> {
         Ok(())
     }
 
-    /// The effects of a batch of an input, record by record, up to the first that is held: those that were decided, and to
+    /// The effects of a batch of the inputs, record by record, up to the first that is held: those that were decided, and to
     /// wait for those that stand behind others.
     fn with_those_that_wait<'a>(
         &self,
