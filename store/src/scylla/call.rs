@@ -18,7 +18,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use super::conditional::{self, Decision};
-use super::gather::{Failed, Limits, Write};
+use super::gather::{Failed, Haste, Limits, Write};
 use super::statements::Statements;
 use super::{Cql, failed};
 use crate::StoreError;
@@ -75,10 +75,19 @@ impl<'a> Call<'a> {
 
     /// Writes, in no order; ends when all is written.
     pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.gather(writes, Haste::Pressing).await
+    }
+
+    /// The same for what nobody waits for: it goes behind what somebody does.
+    pub(super) async fn write_later(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.gather(writes, Haste::Patient).await
+    }
+
+    async fn gather(&self, writes: Vec<Write>, haste: Haste) -> Result<(), StoreError> {
         let options = &self.engine.options;
         let patience = options.queue_wait() + options.request_timeout();
         let permit = self.permit()?;
-        let (error, answered) = match timeout(patience, self.engine.gather.write(&self.link, writes)).await {
+        let (error, answered) = match timeout(patience, self.engine.gather.write(&self.link, writes, haste)).await {
             Ok(Ok(())) => (None, true),
             Ok(Err(Failed::Refused(reason))) => (Some(StoreError::Refused { action: self.name, reason }), true),
             Ok(Err(Failed::Full(waiting))) => return Err(StoreError::Overloaded { waiting }),

@@ -6,6 +6,9 @@
 //! that fails is written again by those whose writes were in it. They are grouped by the first replica of their token, so
 //! that a batch is no detour for most of them.
 //!
+//! What can wait goes behind what somebody waits for: history is written in rows by the hundred, and the stream of a phone
+//! must not stand behind it.
+//!
 //! Two writes of one call may be seen in any order. What must not be seen in part, such as rows of a stream of which a
 //! reader would take the later for the last, is one write: its rows are of one partition, and go in one request, which
 //! the cluster applies as one mutation.
@@ -28,6 +31,18 @@ use super::call::Link;
 
 /// Keys and the rest of a row, roughly, in bytes.
 const ROW_BYTES: usize = 100;
+
+/// Of the requests to a node, one in so many begins with what can wait, so that it is never left for good.
+const PATIENT_IN: usize = 4;
+
+/// Whether somebody waits for writes. Where both wait for a node, those go first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Haste {
+    /// A message goes no further until they are written.
+    Pressing,
+    /// Only what is looked up later.
+    Patient,
+}
 
 /// A row to be written.
 struct Row {
@@ -128,8 +143,12 @@ pub(super) struct Limits {
 
 #[derive(Default)]
 struct Node {
-    waiting: VecDeque<(Write, Arc<Settling>)>,
+    /// By [`Haste`].
+    waiting: [VecDeque<(Write, Arc<Settling>)>; 2],
+    /// Under way.
     requests: usize,
+    /// Batches that were taken.
+    taken: usize,
 }
 
 /// A call whose writes are under way.
@@ -184,7 +203,12 @@ impl Gather {
     }
 
     /// Writes all of it; ends when everything is written, or with the first error once all are settled.
-    pub(super) async fn write(self: &Arc<Self>, link: &Arc<Link>, writes: Vec<Write>) -> Result<(), Failed> {
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        writes: Vec<Write>,
+        haste: Haste,
+    ) -> Result<(), Failed> {
         if writes.is_empty() {
             return Ok(());
         }
@@ -201,7 +225,7 @@ impl Gather {
             given_up: AtomicBool::new(false),
         });
         let _give_up = GiveUp(Arc::clone(&settling));
-        for node in self.enqueue(link, writes, &settling) {
+        for node in self.enqueue(link, writes, haste, &settling) {
             tokio::spawn(Arc::clone(self).send(Arc::clone(link), node));
         }
         // The sender lives in `settling`, so it cannot be gone.
@@ -211,15 +235,16 @@ impl Gather {
     }
 
     /// Puts writes where they wait; the nodes that a further request may go to, once for each.
-    fn enqueue(&self, link: &Link, writes: Vec<Write>, settling: &Arc<Settling>) -> Vec<Option<Uuid>> {
+    fn enqueue(&self, link: &Link, writes: Vec<Write>, haste: Haste, settling: &Arc<Settling>) -> Vec<Option<Uuid>> {
         let placed: Vec<_> = writes.into_iter().map(|write| (node_of(link, &write), write)).collect();
         let mut begin = Vec::new();
         let mut nodes = self.nodes.lock();
         for (id, write) in placed {
             let node = nodes.entry(id).or_default();
-            node.waiting.push_back((write, Arc::clone(settling)));
+            node.waiting[haste as usize].push_back((write, Arc::clone(settling)));
+            let waiting = node.waiting.iter().map(VecDeque::len).sum::<usize>();
             // A request takes what a batch holds: another one only for what is more.
-            if node.requests < self.limits.requests && node.waiting.len() > node.requests * self.limits.rows {
+            if node.requests < self.limits.requests && waiting > node.requests * self.limits.rows {
                 node.requests += 1;
                 begin.push(id);
             }
@@ -254,20 +279,29 @@ impl Gather {
         let mut nodes = self.nodes.lock();
         let Some(node) = nodes.get_mut(&id) else { return Vec::new() };
         let (mut batch, mut rows, mut bytes, mut gone) = (Vec::new(), 0, 0, 0);
-        while let Some((write, settling)) = node.waiting.pop_front() {
-            if settling.given_up.load(Ordering::Relaxed) {
-                settling.settle(None);
+        node.taken += 1;
+        let order = if node.taken.is_multiple_of(PATIENT_IN) {
+            [Haste::Patient, Haste::Pressing]
+        } else {
+            [Haste::Pressing, Haste::Patient]
+        };
+        'full: for haste in order {
+            let waiting = &mut node.waiting[haste as usize];
+            while let Some((write, settling)) = waiting.pop_front() {
+                if settling.given_up.load(Ordering::Relaxed) {
+                    settling.settle(None);
+                    gone += 1;
+                    continue;
+                }
+                rows += write.rows.len();
+                bytes += write.bytes;
+                if !batch.is_empty() && (rows > self.limits.rows || bytes > self.limits.bytes) {
+                    waiting.push_front((write, settling));
+                    break 'full;
+                }
+                batch.push((write, settling));
                 gone += 1;
-                continue;
             }
-            rows += write.rows.len();
-            bytes += write.bytes;
-            if !batch.is_empty() && (rows > self.limits.rows || bytes > self.limits.bytes) {
-                node.waiting.push_front((write, settling));
-                break;
-            }
-            batch.push((write, settling));
-            gone += 1;
         }
         self.waiting.fetch_sub(gone, Ordering::Relaxed);
         if batch.is_empty() {

@@ -1,6 +1,7 @@
 //! The CQL store where several processes write at once, and its bounds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use eshaar_model::{
@@ -291,5 +292,43 @@ async fn a_reader_never_sees_a_row_without_those_before_it_nor_one_past_the_head
         assert!(seen == 1_200 || !all_written, "only {seen} rows are there in the end");
     }
     writing.await.unwrap();
+    keyspace.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
+async fn a_stream_does_not_stand_behind_history_and_history_is_not_left_for_good() {
+    let keyspace = Keyspace::make().await;
+    // A request at a time, of four rows: the history takes hundreds.
+    let options = Options { writes_at_once: 1, batch_rows: 4, ..keyspace.0.clone() };
+    let store = open(&options).await;
+    let position = |offset: u64| StreamPosition { epoch: Epoch(1), lane: Lane::High, offset };
+    // Knows the epoch and the day from now on.
+    store.streams.append(0, vec![row(phone(1), position(0), start())]).await.unwrap();
+    store.messages.put(vec![message(0, start())]).await.unwrap();
+
+    let messages = Arc::clone(&store.messages);
+    let rows: Vec<MessageRow> = (1..500).map(|number| message(number, start())).collect();
+    let first = rows[0].id;
+    let history = tokio::spawn(async move { messages.put(rows).await });
+    while store.messages.get(first).await.unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    store.streams.append(0, vec![row(phone(1), position(1), start())]).await.unwrap();
+    assert!(!history.is_finished(), "the stream stood behind all of the history");
+
+    // While streams wait at any time, history goes on.
+    let mut busy = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let streams = Arc::clone(&store.streams);
+        busy.spawn(async move {
+            for offset in 2.. {
+                let rows = (0..64).map(|number| row(phone(100 * writer + number), position(offset), start()));
+                streams.append(0, rows.collect()).await.unwrap();
+            }
+        });
+    }
+    tokio::time::timeout(Duration::from_mins(1), history).await.unwrap().unwrap().unwrap();
+    assert!(busy.try_join_next().is_none(), "streams were written all the while");
     keyspace.drop().await;
 }
