@@ -30,14 +30,19 @@ impl MessageStore for Cql {
         let days = self.new_days(&rows);
         let mut writes: Vec<Write> = rows.iter().map(|row| put(&call, row)).collect();
         writes.extend(super::sent::writes(&call, &rows, &days));
-        call.write_later(writes).await?;
+        // What is said in a conversation is told when it is there; what is sent one way went to its phone without it.
+        if rows.iter().any(|row| row.conversation.is_some()) {
+            call.write(writes).await?;
+        } else {
+            call.write_later(writes).await?;
+        }
         self.know_days(days);
         Ok(())
     }
 
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError> {
         let call = self.call("reach")?;
-        call.write_later(steps.into_iter().filter_map(|step| reached(&call, step)).collect()).await
+        call.write(steps.into_iter().filter_map(|step| reached(&call, step)).collect()).await
     }
 
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
