@@ -22,6 +22,7 @@ pub mod schedule;
 mod testing;
 pub mod webhooks;
 mod whereabouts;
+mod window;
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_store::Store;
 use eshaar_topics::runner::Watchdog;
-use eshaar_topics::{Cancelled, Log, Outcome, Stage, runner};
+use eshaar_topics::{Cancelled, Log, Outcome, Received, Stage, Topic, runner};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -266,6 +267,13 @@ impl Undecodable {
     }
 }
 
+/// What a batch has of each topic, in its order.
+fn by_topic(batch: &[Received]) -> impl Iterator<Item = (Topic, &[Received])> {
+    batch
+        .chunk_by(|one, other| one.position.topic == other.position.topic)
+        .filter_map(|part| Some((part.first()?.position.topic, part)))
+}
+
 /// The record in `value`; a schema that is not known yet is asked for.
 async fn decode<T: Contract>(codecs: &Codecs, value: &[u8]) -> Result<T, Undecodable> {
     match codecs.decode(value) {
@@ -292,7 +300,7 @@ mod tests {
     use eshaar_model::{Cursor, Epoch, Lane, MessageId};
     use eshaar_schemas::{Delivery, Hint};
     use eshaar_service::TraceContext;
-    use eshaar_topics::{Reader, Topic, flow};
+    use eshaar_topics::{Reader, flow};
 
     use super::*;
     use crate::testing::{Engines, message, sender};

@@ -16,7 +16,7 @@ use eshaar_schemas::{
 use eshaar_topics::flow::{self, Origin};
 use eshaar_topics::{Outcome, Received, Retries, Stage, StageError, Topic, headers};
 
-use crate::decode;
+use crate::{by_topic, decode};
 
 /// How long is waited for a registry that does not answer, in milliseconds.
 const PAUSE_MS: u64 = 200;
@@ -127,10 +127,10 @@ impl Stage for Notify {
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(batch.len());
-        for of_topic in batch.chunk_by(|one, other| one.position.topic == other.position.topic) {
-            outcomes.extend(match of_topic[0].position.topic {
-                Topic::ConversationEvents => self.conversations(of_topic).await,
-                _ => self.statuses(of_topic).await,
+        for (topic, part) in by_topic(batch) {
+            outcomes.extend(match topic {
+                Topic::ConversationEvents => self.conversations(part).await,
+                _ => self.statuses(part).await,
             });
         }
         outcomes

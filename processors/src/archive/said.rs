@@ -1,24 +1,62 @@
 //! What was said in conversations: written where it stands first, and told to those who have no stream for it.
 
-use ahash::AHashMap;
-use eshaar_model::{ConversationId, ConversationPosition, Epoch, Pair, Principal, Side};
+use ahash::{AHashMap, AHashSet};
+use eshaar_model::{ConversationId, ConversationPosition, Epoch, MessageId, Pair, Principal, Side, Timestamp};
 use eshaar_presence::Slots;
 use eshaar_presence::cache::Key;
 use eshaar_schemas::{Delivery, EncodeError, Hint, MessageHint};
-use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError};
+use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError, StoredMessage};
 use eshaar_topics::flow::{self, Origin};
 use eshaar_topics::{NewRecord, Received, Stage as _};
 
 use super::{Archive, Error};
 use crate::previous::Previous;
+use crate::window::{Repeat, Window};
 
 /// Conversations of a partition whose last position is kept at hand: about 60 bytes each.
-pub(super) const PREVIOUS_CONVERSATIONS: usize = 50_000;
+const PREVIOUS_CONVERSATIONS: usize = 50_000;
 
-/// A message that was said: its place in the batch, and its row.
+/// How far back repeats are looked for in memory, in milliseconds of record time; older ones are looked for in the history.
+pub(super) const WINDOW_MS: i64 = 120_000;
+
+/// Most ids in the window of a partition: about 60 bytes each.
+const WINDOW_IDS: usize = 50_000;
+
+/// A message that was said: its place in the batch, when its record was stamped, and its row.
 pub(super) struct Said {
     pub(super) place: usize,
+    pub(super) stamped: Timestamp,
     pub(super) row: ChatRow,
+}
+
+/// What is remembered of a partition while it is ours.
+pub struct Partition {
+    pub(super) number: u32,
+    /// The ids of what was said.
+    window: Window,
+    previous: Previous<ConversationId>,
+}
+
+impl Partition {
+    /// Of the partition of that number; what was said in its records that are stamped before `known_from` is not known.
+    pub(super) fn new(number: u32, known_from: Timestamp) -> Self {
+        let window = Window::new(WINDOW_MS, WINDOW_IDS, known_from);
+        Self { number, window, previous: Previous::new(PREVIOUS_CONVERSATIONS) }
+    }
+
+    /// Drops what is known to repeat an earlier record; whether the ids that are given back do, the history must say.
+    fn drop_repeats(&self, said: &mut Vec<Said>) -> Vec<MessageId> {
+        let (mut in_batch, mut asked) = (AHashSet::with_capacity(said.len()), Vec::new());
+        said.retain(|Said { row, .. }| {
+            let is_first = in_batch.insert(row.id);
+            let repeat = if is_first { self.window.repeats(row.id, row.position.offset) } else { Repeat::Yes };
+            if repeat == Repeat::AskStore {
+                asked.push(row.id);
+            }
+            repeat != Repeat::Yes
+        });
+        asked
+    }
 }
 
 impl Archive {
@@ -26,21 +64,42 @@ impl Archive {
     /// and are let go.
     pub(super) async fn keep(
         &self,
-        partition: u32,
+        of: &mut Partition,
         rows: Vec<MessageRow>,
         said: &mut Vec<Said>,
     ) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());
         }
-        self.store.messages.put(rows).await?;
+        let asked = of.drop_repeats(said);
+        let put = self.store.messages.put(rows);
         if said.is_empty() {
-            return Ok(());
+            return put.await;
         }
-        let ids: Vec<_> = said.iter().map(|said| said.row.id).collect();
-        let stored = self.store.messages.get_many(&ids).await?.into_iter().flatten();
-        let first: AHashMap<_, _> = stored.map(|stored| (stored.row.id, stored.row.accepted)).collect();
-        said.retain(|Said { row, .. }| first.get(&row.id) == Some(&(partition, Some(row.position.offset))));
+        if asked.is_empty() {
+            let (put, written) = tokio::join!(put, self.append(said));
+            put.and(written)?;
+        } else {
+            put.await?;
+            let stored = self.store.messages.get_many(&asked).await?;
+            let first: AHashMap<_, _> = asked.into_iter().zip(stored).collect();
+            said.retain(|Said { row, .. }| {
+                let stands = |stored: &Option<StoredMessage>| {
+                    stored.as_ref().map(|stored| stored.row.accepted) == Some((of.number, Some(row.position.offset)))
+                };
+                first.get(&row.id).is_none_or(stands)
+            });
+            self.append(said).await?;
+        }
+        // Not before: a batch that is taken again must find the window as it was.
+        let now = self.clock.now();
+        for Said { row, stamped, .. } in said {
+            of.window.enter(row.id, row.position.offset, *stamped, now);
+        }
+        Ok(())
+    }
+
+    async fn append(&self, said: &[Said]) -> Result<(), StoreError> {
         let written = self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await;
         self.changed(said.iter().flat_map(changed)).await;
         written
@@ -49,17 +108,17 @@ impl Archive {
     /// The hints that follow from what was said, by place in the batch.
     pub(super) async fn hints(
         &self,
-        previous: &mut Previous<ConversationId>,
+        of: &mut Partition,
         said: Vec<Said>,
         batch: &[Received],
     ) -> Vec<(usize, Vec<NewRecord>)> {
         let everybody = said.iter().flat_map(|said| listeners(&said.row)).collect();
         let online: AHashMap<Principal, Slots> = self.whereabouts.of(everybody, Self::NAME).await.into_iter().collect();
         let mut all = Vec::with_capacity(said.len());
-        for Said { place, row } in said {
+        for Said { place, row, .. } in said {
             let told: Vec<_> = listeners(&row).filter_map(|who| online.get(&who).map(|slots| (who, slots))).collect();
-            let prev = if told.is_empty() { None } else { self.before(previous, &row).await };
-            previous.appended(row.conversation, row.position.offset, !told.is_empty());
+            let prev = if told.is_empty() { None } else { self.before(&of.previous, &row).await };
+            of.previous.appended(row.conversation, row.position.offset, !told.is_empty());
             let mut hints = Vec::new();
             for (who, slots) in told {
                 match self.records(&row, prev, (&who, slots), &batch[place]) {

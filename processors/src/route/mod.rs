@@ -3,14 +3,11 @@
 //! Reads the four lanes, co-partitioned; writes streams in the store (key: phone and log position), `deliveries` (the
 //! partition is a gateway's slot), and `message.status` for what has expired. Invariants:
 //! - the row of a record is the same row whoever writes it, however often;
-//! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`]);
+//! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`](crate::window));
 //! - what was taken back, or has expired, is not appended;
 //! - it appends first and asks presence after, so that a session that registers in between reads the stream;
 //! - a store that does not answer holds the partition: whether it has the rows is unknown, so they are never given up;
 //! - a row that the store refuses is tried again from the retry topics, and later ones of its phone and lane wait for it.
-
-mod queue;
-mod window;
 
 #[cfg(test)]
 mod impaired;
@@ -37,9 +34,9 @@ use futures_util::future::try_join_all;
 use metrics::counter;
 use serde::Deserialize;
 
-use self::window::{Repeat, Window};
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
+use crate::window::{Repeat, Window};
 use crate::{pause, prioritize};
 
 /// Records that are read at once when a window is read back.
@@ -231,10 +228,10 @@ impl Route {
             let StreamPosition { lane, offset, .. } = row.position;
             let repeat = match in_batch.insert((lane, row.id)) {
                 false => Repeat::Yes,
-                true if *is_redriven => Repeat::AskStream,
+                true if *is_redriven => Repeat::AskStore,
                 true => windows[lane.index()].repeats(row.id, offset),
             };
-            if repeat == Repeat::AskStream {
+            if repeat == Repeat::AskStore {
                 asked.push((row.phone, row.position, row.id));
             }
             repeat != Repeat::Yes

@@ -1,30 +1,32 @@
-//! Which records repeat an earlier one: the ids that stand in the newest records of a lane's partition, with the lowest
-//! offset of each. What the window cannot know it says so, and the stream is asked. So every owner decides alike, whatever
+//! Which records repeat an earlier one: the ids that stand in the newest records of a topic's partition, with the lowest
+//! offset of each. What the window cannot know it says so, and the store is asked. So every owner decides alike, whatever
 //! it remembers.
+
+mod queue;
 
 use ahash::RandomState;
 use eshaar_model::{MessageId, Timestamp};
 use hashbrown::HashTable;
 
-use super::queue::Queue;
+use self::queue::Queue;
 
 /// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, in milliseconds.
 const SKEW_MS: i64 = 10_000;
 
-/// Whether a record repeats an earlier one of its lane's partition.
+/// Whether a record repeats an earlier one of its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Repeat {
+pub(crate) enum Repeat {
     /// The id stands at a lower offset.
     Yes,
     /// It does not.
     No,
-    /// The id is older than what the window covers: the stream knows.
-    AskStream,
+    /// The id is older than what the window covers: the store knows.
+    AskStore,
 }
 
-/// The window of one lane's partition. Holds at most `most` ids, at about 40 bytes each.
+/// The window of one partition. Holds at most `most` ids, at about 40 bytes each.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(crate) struct Window {
     span_ms: i64,
     most: usize,
     /// In the order they were seen.
@@ -48,7 +50,7 @@ struct Seen {
 
 impl Window {
     /// An empty window; records stamped before `covered_from` are not in it.
-    pub(super) fn new(span_ms: i64, most: usize, covered_from: Timestamp) -> Self {
+    pub(crate) fn new(span_ms: i64, most: usize, covered_from: Timestamp) -> Self {
         Self {
             span_ms,
             most,
@@ -61,18 +63,18 @@ impl Window {
     }
 
     /// Whether the message at `offset` repeats one at a lower offset.
-    pub(super) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
+    pub(crate) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
         let place = self.places.find(self.hasher.hash_one(id), |place| self.is_at(id, *place));
         match place.and_then(|place| self.seen.get(*place)) {
             Some(seen) if seen.lowest < offset => Repeat::Yes,
-            None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStream,
+            None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStore,
             // New; or this very record, taken again: one that stands before it would have been entered before it.
             Some(_) | None => Repeat::No,
         }
     }
 
     /// Remembers the message at `offset`, stamped `at`; `now` bounds how far a stamp from the future moves the window.
-    pub(super) fn enter(&mut self, id: MessageId, offset: u64, at: Timestamp, now: Timestamp) {
+    pub(crate) fn enter(&mut self, id: MessageId, offset: u64, at: Timestamp, now: Timestamp) {
         let (seen, hasher) = (&mut self.seen, &self.hasher);
         let hash = hasher.hash_one(id);
         if let Some(place) = self.places.find(hash, |place| seen.get(*place).is_some_and(|seen| seen.id == id)) {
@@ -136,9 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn an_id_older_than_what_is_covered_is_asked_of_the_stream() {
+    fn an_id_older_than_what_is_covered_is_asked_of_the_store() {
         let window = Window::new(SPAN_MS, 10, START);
-        assert_eq!(window.repeats(MessageId::new(after(-1)), 5), Repeat::AskStream);
+        assert_eq!(window.repeats(MessageId::new(after(-1)), 5), Repeat::AskStore);
         assert_eq!(window.repeats(MessageId::new(after(SKEW_MS)), 5), Repeat::No);
     }
 
@@ -149,7 +151,7 @@ mod tests {
         for (offset, id) in ids.iter().enumerate() {
             window.enter(*id, offset as u64, id.made_at(), after(1_000_000));
         }
-        assert_eq!(window.repeats(ids[0], 9), Repeat::AskStream);
+        assert_eq!(window.repeats(ids[0], 9), Repeat::AskStore);
         assert_eq!((window.repeats(ids[1], 9), window.repeats(ids[2], 9)), (Repeat::Yes, Repeat::Yes));
     }
 
@@ -183,7 +185,7 @@ mod tests {
                 match window.repeats(id, offset) {
                     Repeat::Yes => prop_assert!(stood.contains(&id)),
                     Repeat::No => prop_assert!(!stood.contains(&id)),
-                    Repeat::AskStream => {}
+                    Repeat::AskStore => {}
                 }
                 stood.insert(id);
                 window.enter(id, offset, stamped, after(2_000_000));
