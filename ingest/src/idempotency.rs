@@ -3,7 +3,8 @@
 //! The first use claims the key in the store, durably, with the id minted for it, before anything is produced. A repeat
 //! finds the claim: with an answer it gets that answer; without one (the first died in between) the message is produced
 //! again with the same id, which the log's readers drop if it stood there already. Only while the first is being produced
-//! in this very process is a repeat sent away (409).
+//! in this very process is a repeat sent away (409). Of what is sent into a conversation that the request names no answer is
+//! kept: every such message has a key, most are never repeated, and the history has what there is to say of it.
 //!
 //! However many repeats come at once, one of them asks the store, and the others of this process wait for what it finds:
 //! a client that sends the same thing ten thousand times at once costs the store ten thousand decisions on one row otherwise,
@@ -191,15 +192,16 @@ impl Claims {
         metrics::counter!(names::INGEST_REPEATED).increment(1);
         held.id = MessageId::from_bytes(&earlier.minted).map_err(|_| problems::internal())?;
         held.repeat = true;
-        held.tell(hash, State::Producing);
+        // Others wait for what becomes of it: the first is not under way here.
         Ok(Turn::Produce(held))
     }
 
-    /// Keeps the answer for repeats. When that fails nothing is lost: a repeat is produced again, with the same id.
-    pub(crate) async fn answered(&self, held: &Held, answer: Bytes) {
+    /// Gives the answer to those that came with the same key meanwhile and, if it is to `keep`, later. When that fails nothing is
+    /// lost: a repeat is produced again, with the same id.
+    pub(crate) async fn answered(&self, held: &Held, answer: Bytes, keep: bool) {
         let minted = Bytes::copy_from_slice(held.id.as_bytes());
-        let kept = self.store.answered(&held.key, &minted, answer.clone()).await;
-        held.tell(held.hash, State::Answered(answer));
+        let kept = if keep { self.store.answered(&held.key, &minted, answer.clone()).await } else { Ok(()) };
+        held.answered(answer);
         if let Err(error) = kept {
             tracing::warn!(%error, "the answer of an idempotent request could not be kept");
         }
@@ -207,6 +209,11 @@ impl Claims {
 }
 
 impl Held {
+    /// Gives the answer to those of this process that came with the same key meanwhile.
+    pub(crate) fn answered(&self, answer: Bytes) {
+        self.tell(self.hash, State::Answered(answer));
+    }
+
     fn tell(&self, hash: [u8; 32], state: State) {
         self.found.send_replace(Found::Claimed { hash, state });
     }

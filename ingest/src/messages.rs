@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::conversations::sending::{self, Outgoing};
+use crate::conversations::sending::{self, Placed};
 use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
 use crate::submit::{self, Draft, Sender, Submission};
@@ -93,7 +93,7 @@ async fn submit(
     let Some(key) = key else {
         admit(app, caller, limits).await?;
         let id = app.ids.mint(app.deps.clock.now());
-        return from.produce(submission, id, false).await.map(|answer| accepted(answer, false));
+        return from.produce(submission, id).await.map(|answer| accepted(answer, false));
     };
     let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
@@ -102,9 +102,17 @@ async fn submit(
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
     };
+    let is_told_by_history = matches!(&submission, Submission::Chat(draft) if draft.names_conversation());
+    if let Submission::Chat(_) = submission
+        && let Some(placed) = sending::sent_before(app, &held).await?
+    {
+        let answer = json(&said(held.id, placed))?;
+        held.answered(answer.clone());
+        return Ok(accepted(answer, true));
+    }
     admit(app, caller, limits).await?;
-    let answer = from.produce(submission, held.id, held.repeat).await?;
-    app.claims.answered(&held, answer.clone()).await;
+    let answer = from.produce(submission, held.id).await?;
+    app.claims.answered(&held, answer.clone(), !is_told_by_history).await;
     Ok(accepted(answer, held.repeat))
 }
 
@@ -129,25 +137,12 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Appends the message of this id, which may have been appended before where it is a `repeat`; returns the answer.
-    async fn produce(&self, submission: Submission, id: MessageId, repeat: bool) -> Result<Bytes, Problem> {
-        let answer = match submission {
+    /// Appends the message of this id; returns the answer.
+    async fn produce(&self, submission: Submission, id: MessageId) -> Result<Bytes, Problem> {
+        json(&match submission {
             Submission::OneWay(draft) => self.one_way(draft, id).await?,
-            Submission::Chat(draft) => {
-                let outgoing = Outgoing { draft, id, repeat };
-                let placed = sending::send(self.app, self.who, self.origin, outgoing).await?;
-                Accepted {
-                    id,
-                    r#type: MessageType::Chat,
-                    status: Status::Sent.into(),
-                    to: placed.to,
-                    conversation_id: Some(placed.conversation),
-                    sent_at: Some(id.made_at()),
-                    send_at: None,
-                }
-            }
-        };
-        serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
+            Submission::Chat(draft) => said(id, sending::send(self.app, self.who, self.origin, (draft, id)).await?),
+        })
     }
 
     async fn one_way(&self, draft: Draft, id: MessageId) -> Result<Accepted, Problem> {
@@ -167,6 +162,23 @@ impl Sending<'_> {
             send_at,
         })
     }
+}
+
+/// The answer to what was said.
+fn said(id: MessageId, placed: Placed) -> Accepted {
+    Accepted {
+        id,
+        r#type: MessageType::Chat,
+        status: Status::Sent.into(),
+        to: placed.to,
+        conversation_id: Some(placed.conversation),
+        sent_at: Some(id.made_at()),
+        send_at: None,
+    }
+}
+
+fn json(answer: &Accepted) -> Result<Bytes, Problem> {
+    serde_json::to_vec(answer).map(Bytes::from).map_err(|_| problems::internal())
 }
 
 fn accepted(answer: Bytes, replayed: bool) -> Response {

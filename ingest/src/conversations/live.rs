@@ -5,8 +5,7 @@ use eshaar_model::limits::IDEMPOTENCY_KEY_CHARS;
 use eshaar_model::{ConversationId, ConversationPosition, MessageId, Pair, Permission, Timestamp};
 use eshaar_service::Problem;
 
-use super::sending::{self, Outgoing};
-use super::{access, reading};
+use super::{access, reading, sending};
 use crate::caller::allowed;
 use crate::context::Origin;
 use crate::idempotency::{self, Turn};
@@ -72,6 +71,7 @@ impl Live {
         let typed = Typed { to, conversation_id, content, reference: message.own_reference, has_media };
         let now = app.deps.clock.now();
         let draft = submit::chat(typed, now)?;
+        let is_told_by_history = draft.names_conversation();
         let body = serde_json::to_vec(&(to, conversation_id, content, message.own_reference));
         let hash = idempotency::hash_of("send over a WebSocket", &body.map_err(|_| problems::internal())?);
         let key = format!("{KEYS}{}", message.reference);
@@ -79,13 +79,16 @@ impl Live {
             Turn::Replay(answer) => return replayed(&answer),
             Turn::Produce(held) => held,
         };
-        if let Some(refusal) = app.admission.one(by).await.refusal {
-            return Err(refusal);
-        }
-        let outgoing = Outgoing { draft, id: held.id, repeat: held.repeat };
-        let placed = sending::send(app, who, &Origin::new(), outgoing).await?;
+        let placed = if let Some(placed) = sending::sent_before(app, &held).await? {
+            placed
+        } else {
+            if let Some(refusal) = app.admission.one(by).await.refusal {
+                return Err(refusal);
+            }
+            sending::send(app, who, &Origin::new(), (draft, held.id)).await?
+        };
         let sent = LiveSent { id: held.id, conversation: placed.conversation, replayed: held.repeat };
-        app.claims.answered(&held, answer(&sent).into()).await;
+        app.claims.answered(&held, answer(&sent).into(), !is_told_by_history).await;
         Ok(sent)
     }
 
@@ -108,7 +111,7 @@ impl Live {
     }
 }
 
-/// What is kept of a message for repeats: its id, and its conversation's.
+/// What repeats are told of a message: its id, and its conversation's.
 fn answer(sent: &LiveSent) -> Vec<u8> {
     [sent.id.as_bytes().as_slice(), sent.conversation.as_bytes()].concat()
 }

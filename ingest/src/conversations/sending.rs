@@ -7,6 +7,7 @@ use eshaar_store::How;
 use super::events::{self, Doing};
 use super::{access, cached};
 use crate::context::Origin;
+use crate::idempotency::Held;
 use crate::submit::{self, ChatDraft, Party, Sender};
 use crate::{App, problems};
 
@@ -16,21 +17,13 @@ pub(crate) struct Placed {
     pub(crate) to: Principal,
 }
 
-/// A message that is to be sent.
-pub(crate) struct Outgoing {
-    pub(crate) draft: ChatDraft,
-    pub(crate) id: MessageId,
-    /// Whether it may have been sent before, under this id.
-    pub(crate) repeat: bool,
-}
-
-/// Sends a message from `who`.
-pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: Outgoing) -> Result<Placed, Problem> {
-    let Outgoing { draft, id, repeat } = message;
-    // The conversation that it was sent in may have been closed since, and another one started.
-    if repeat && let Some(placed) = placed_before(app, id).await? {
-        return Ok(placed);
-    }
+/// Sends a message of this id from `who`.
+pub(crate) async fn send(
+    app: &App,
+    who: &Principal,
+    origin: &Origin,
+    (draft, id): (ChatDraft, MessageId),
+) -> Result<Placed, Problem> {
     let now = app.deps.clock.now();
     let mut records = Vec::with_capacity(2);
     let (conversation, pair) = match &draft.party {
@@ -64,7 +57,13 @@ pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Starte
     Ok(started)
 }
 
-async fn placed_before(app: &App, id: MessageId) -> Result<Option<Placed>, Problem> {
+/// Where the message that `held` is the claim of was sent before, if it was and the history has it. Its conversation may have
+/// been closed since, and another one started.
+pub(crate) async fn sent_before(app: &App, held: &Held) -> Result<Option<Placed>, Problem> {
+    if !held.repeat {
+        return Ok(None);
+    }
+    let id = held.id;
     let stored = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
     Ok(stored.and_then(|stored| Some(Placed { conversation: stored.row.conversation?, to: stored.row.recipient })))
 }

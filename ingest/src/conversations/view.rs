@@ -94,8 +94,12 @@ pub(super) async fn views(app: &App, all: &[Ours]) -> Result<Vec<ConversationVie
         .collect())
 }
 
-/// One conversation.
+/// One conversation. Where nothing stands behind what was read, nothing more is asked.
 pub(super) async fn view(app: &App, ours: Ours) -> Result<ConversationView, Problem> {
+    let Ours { conversation, side } = &ours;
+    if conversation.last_position() <= conversation.read[*side as usize] {
+        return Ok(ConversationView::of(conversation, *side, Unread::default()));
+    }
     let view = views(app, &[ours]).await?.pop();
     view.ok_or_else(problems::internal)
 }

@@ -45,6 +45,13 @@ pub(crate) struct ChatDraft {
     pub(crate) collapse_key: Option<String>,
 }
 
+impl ChatDraft {
+    /// Whether it says itself where it goes: a repeat cannot go elsewhere, so that no answer need be kept for it.
+    pub(crate) const fn names_conversation(&self) -> bool {
+        matches!(self.party, Party::Of(_))
+    }
+}
+
 /// A one-way message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Draft {

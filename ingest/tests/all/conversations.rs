@@ -9,7 +9,7 @@ use eshaar_topics::{Topic, headers};
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::fixture::{Fault, Fixture, NOW, OTHER_PHONE, PHONE, options, request, submission};
+use crate::fixture::{Fixture, NOW, OTHER_PHONE, PHONE, options, request, submission};
 
 /// A business's key, a phone's token, and the conversation that they have.
 pub struct Talk {
@@ -421,31 +421,12 @@ async fn two_of_a_kind_do_not_talk_and_what_is_wrong_is_named() {
     assert_eq!(talk.fixture.send(&talk.business, &to_business).await.problem(400), "invalid_recipient");
 }
 
-#[tokio::test]
-async fn a_repeat_stays_in_the_conversation_of_the_first_though_it_was_closed_since() {
-    let talk = Talk::new().await;
-    let body = json!({ "to": "acme", "type": "chat", "content": "a" }).to_string();
-    let keyed = || submission(&talk.phone, &[("idempotency-key", "k-1")], body.clone());
-    // The message is in the log, and its sender never learns.
-    talk.fixture.log.faults.lock().extend([Fault::Lost; 1_000]);
-    assert_eq!(talk.fixture.call(keyed()).await.problem(503), "outcome_unknown");
-    talk.fixture.log.faults.lock().clear();
-    talk.fixture.archive().await;
-    talk.act(&talk.business, "close", &json!({})).await;
-    let answers = [talk.fixture.call(keyed()).await, talk.fixture.call(keyed()).await];
-    for answer in &answers {
-        assert_eq!((answer.status.as_u16(), answer.header("idempotency-replayed")), (202, Some("true")));
-        assert_eq!(answer.json()["conversation_id"], json!(talk.id));
-    }
-    assert_eq!(contents(&talk.history(&talk.phone, "").await), ["a"]);
-}
-
-fn identity(principal: &str, permissions: &[Permission]) -> Identity {
+pub fn identity(principal: &str, permissions: &[Permission]) -> Identity {
     let principal = principal.parse().unwrap();
     Identity { principal, permissions: permissions.to_vec(), expires_at: None, rate: None, key_id: None }
 }
 
-const SAID: LiveMessage<'_> = LiveMessage {
+pub const SAID: LiveMessage<'_> = LiveMessage {
     reference: "0b9b7a52-7f0c-4f5e-9a59-2f3ffb3f2c11",
     to: Some("acme"),
     conversation_id: None,
@@ -453,23 +434,6 @@ const SAID: LiveMessage<'_> = LiveMessage {
     own_reference: None,
     has_media: false,
 };
-
-#[tokio::test]
-async fn a_session_sends_once_however_often_it_sends_under_one_reference() {
-    let fixture = Fixture::new().await;
-    let phone = identity(PHONE, &[]);
-    let (one, two) = (Live::new(fixture.deps(), options()), Live::new(fixture.deps(), options()));
-    let first = one.send(&phone, SAID).await.unwrap();
-    let again = [one.send(&phone, SAID).await.unwrap(), two.send(&phone, SAID).await.unwrap()];
-    assert!(!first.replayed && again.iter().all(|again| again.replayed));
-    assert!(again.iter().all(|again| (again.id, again.conversation) == (first.id, first.conversation)));
-    assert_eq!(fixture.accepted().await.len(), 1);
-    let other = LiveMessage { content: "b", ..SAID };
-    assert_eq!(two.send(&phone, other).await.unwrap_err().code, "idempotency_mismatch");
-    // Another sender's reference is another's.
-    let stranger = one.send(&identity(OTHER_PHONE, &[]), SAID).await.unwrap();
-    assert_ne!(stranger.id, first.id);
-}
 
 #[tokio::test]
 async fn a_session_may_what_its_principal_may() {

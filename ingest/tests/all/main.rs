@@ -6,6 +6,7 @@ mod admin;
 mod bulk;
 mod caches;
 mod cancelling;
+mod chat_repeats;
 mod conversations;
 mod description;
 mod fixture;
