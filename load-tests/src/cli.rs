@@ -154,7 +154,7 @@ impl Cli {
                 let mut server = target.open(&read.server_settings).await?;
                 let report = talk::run(name_of(&scenario), read, &mut server, target.seed()).await?;
                 publish(&report, target.json.as_deref())?;
-                Ok(report.failures.is_empty())
+                server.end(report.failures.is_empty()).await
             }
             Command::Latency(LatencyArgs { target, messages, rate }) => {
                 let mut scenario = Scenario::parse(include_str!("../scenarios/latency.toml"))?;
@@ -165,13 +165,13 @@ impl Cli {
                 let server = target.open(&[]).await?;
                 let report = ingest::run(&options, &server, target.seed()).await?;
                 publish(&report, target.json.as_deref())?;
-                Ok(report.passed())
+                server.end(report.passed()).await
             }
             Command::Idle { target, options } => {
                 let server = target.open(&[]).await?;
                 let report = idle::run(&options, &server, target.seed()).await?;
                 publish(&report, target.json.as_deref())?;
-                Ok(report.passed())
+                server.end(report.passed()).await
             }
             Command::Log(options) => {
                 std::io::stdout().write_all(log_bench::run(options).await?.as_bytes())?;
@@ -189,7 +189,7 @@ async fn run(name: String, scenario: Scenario, args: TargetArgs) -> anyhow::Resu
     let mut target = args.open(&scenario.server_settings).await?;
     let report = drive(name, scenario, &mut target, args.seed()).await?;
     publish(&report, args.json.as_deref())?;
-    Ok(report.failures.is_empty())
+    target.end(report.failures.is_empty()).await
 }
 
 fn name_of(scenario: &Path) -> String {

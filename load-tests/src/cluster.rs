@@ -1,7 +1,6 @@
 //! eshaar as several processes of each role, on real engines that `scripts/engines` has started: topics, tables and keys of
 //! its own, so that one set of engines serves many runs.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use crate::engines::Engines;
 use crate::failed::Failed;
 use crate::http_client::{Endpoint, Endpoints};
 use crate::process::Process;
@@ -68,6 +68,8 @@ pub struct Options {
 /// A running cluster.
 pub struct Cluster {
     options: Options,
+    /// What everything of it in the engines is called.
+    name: String,
     dir: TempDir,
     ingest: Vec<Endpoint>,
     gateways: Vec<Endpoint>,
@@ -134,7 +136,7 @@ impl Cluster {
             }
         }
         let joined = SyncMutex::new(options.of_each);
-        Ok(Self { options, dir, ingest, gateways, api_key: api_key.trim().to_owned(), members, joined })
+        Ok(Self { options, name, dir, ingest, gateways, api_key: api_key.trim().to_owned(), members, joined })
     }
 
     /// Where it is, and what opens it.
@@ -234,6 +236,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends the processes, and has the engines forget everything: what a run leaves behind is a burden to the next.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        for member in &self.members {
+            member.process.lock().await.kill().await?;
+        }
+        Engines::read(&self.options.engines)?.forget(&self.name).await
+    }
+
     /// Runs `scripts/engines COMMAND DIR ENGINE`.
     pub async fn engine(&self, command: &str, engine: &str) -> anyhow::Result<()> {
         let script = std::env::current_dir()?.join("scripts/engines");
@@ -241,38 +251,6 @@ impl Cluster {
         let status = status.with_context(|| format!("running {} (from the project's root)", script.display()))?;
         ensure!(status.success(), "scripts/engines {command} {engine} failed");
         Ok(())
-    }
-}
-
-/// Where the engines are, as `scripts/engines` wrote it down.
-struct Engines(BTreeMap<String, String>);
-
-impl Engines {
-    fn read(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join("engines.env");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let pairs = text.lines().filter_map(|line| line.split_once('='));
-        Ok(Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
-    }
-
-    /// The configuration of every process: everything in it is called `name`.
-    fn configuration(&self, name: &str) -> String {
-        let of = |variable: &str| self.0.get(variable).map_or("", String::as_str);
-        format!(
-            "engines = \"distributed\"\ntopic_prefix = \"{name}.\"\n\
-             [kafka]\nbootstrap_servers = \"{}\"\nreplication_factor = 1\nmin_insync_replicas = 1\n\
-             [scylla]\nnodes = [\"{}\"]\nkeyspace = \"{name}\"\nusername = \"{}\"\npassword = \"{}\"\n\
-             replication = {{ strategy = \"simple\", factor = 1 }}\n\
-             [redis]\naddresses = [\"{}\"]\npassword = \"{}\"\nprefix = \"{name}:\"\n\
-             [registry]\nurl = \"{}\"\n",
-            of("ENGINE_KAFKA"),
-            of("ENGINE_CQL"),
-            of("ENGINE_CQL_USER"),
-            of("ENGINE_CQL_PASSWORD"),
-            of("ENGINE_REDIS"),
-            of("ENGINE_REDIS_PASSWORD"),
-            of("ENGINE_REGISTRY"),
-        )
     }
 }
 

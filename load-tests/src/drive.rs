@@ -48,6 +48,15 @@ impl Target {
         self.spawned.as_ref().map_or_else(Vec::new, Spawned::processes)
     }
 
+    /// Whether the run `passed`, once what we started has ended; then the engines forget it.
+    pub async fn end(self, passed: bool) -> anyhow::Result<bool> {
+        match self.spawned {
+            Some(Spawned::Cluster(cluster)) if passed => cluster.clear().await?,
+            _ => {}
+        }
+        Ok(passed)
+    }
+
     /// What the stages failed on, where we started them.
     async fn failed(&mut self) -> anyhow::Result<Option<Failed>> {
         match &mut self.spawned {

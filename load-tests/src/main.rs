@@ -5,6 +5,7 @@ mod cli;
 mod clock;
 mod cluster;
 mod drive;
+mod engines;
 mod events;
 mod failed;
 mod frame;
