@@ -192,7 +192,7 @@ impl Claims {
         metrics::counter!(names::INGEST_REPEATED).increment(1);
         held.id = MessageId::from_bytes(&earlier.minted).map_err(|_| problems::internal())?;
         held.repeat = true;
-        // Others wait for what becomes of it: the first is not under way here.
+        held.tell(hash, State::Producing);
         Ok(Turn::Produce(held))
     }
 

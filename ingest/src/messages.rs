@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::conversations::sending::{self, Placed};
+use crate::conversations::sending::{self, Outgoing, Placed};
 use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
 use crate::submit::{self, Draft, Sender, Submission};
@@ -93,7 +93,7 @@ async fn submit(
     let Some(key) = key else {
         admit(app, caller, limits).await?;
         let id = app.ids.mint(app.deps.clock.now());
-        return from.produce(submission, id).await.map(|answer| accepted(answer, false));
+        return from.produce(submission, id, false).await.map(|answer| accepted(answer, false));
     };
     let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
@@ -111,7 +111,7 @@ async fn submit(
         return Ok(accepted(answer, true));
     }
     admit(app, caller, limits).await?;
-    let answer = from.produce(submission, held.id).await?;
+    let answer = from.produce(submission, held.id, held.repeat).await?;
     app.claims.answered(&held, answer.clone(), !is_told_by_history).await;
     Ok(accepted(answer, held.repeat))
 }
@@ -137,11 +137,13 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Appends the message of this id; returns the answer.
-    async fn produce(&self, submission: Submission, id: MessageId) -> Result<Bytes, Problem> {
+    /// Appends the message of this id, which may have been appended before where it is a `repeat`; returns the answer.
+    async fn produce(&self, submission: Submission, id: MessageId, repeat: bool) -> Result<Bytes, Problem> {
         json(&match submission {
             Submission::OneWay(draft) => self.one_way(draft, id).await?,
-            Submission::Chat(draft) => said(id, sending::send(self.app, self.who, self.origin, (draft, id)).await?),
+            Submission::Chat(draft) => {
+                said(id, sending::send(self.app, self.who, self.origin, Outgoing { draft, id, repeat }).await?)
+            }
         })
     }
 

@@ -236,7 +236,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends the processes, and has the engines forget everything: what a run leaves behind is a burden to the next.
+    /// Ends the processes, and drops the tables and topics: what a run leaves behind is a burden to the next.
     pub async fn clear(&self) -> anyhow::Result<()> {
         for member in &self.members {
             member.process.lock().await.kill().await?;

@@ -48,11 +48,10 @@ impl Target {
         self.spawned.as_ref().map_or_else(Vec::new, Spawned::processes)
     }
 
-    /// Whether the run `passed`, once what we started has ended; then the engines forget it.
+    /// Whether the run `passed`, once what we started has ended; then its tables and topics are dropped.
     pub async fn end(self, passed: bool) -> anyhow::Result<bool> {
-        match self.spawned {
-            Some(Spawned::Cluster(cluster)) if passed => cluster.clear().await?,
-            _ => {}
+        if let Some(Spawned::Cluster(cluster)) = self.spawned.filter(|_| passed) {
+            cluster.clear().await.context("the run passed, and its tables and topics cannot be dropped")?;
         }
         Ok(passed)
     }

@@ -28,6 +28,8 @@ pub const EXPIRES_MS: &str = "es-expires-ms";
 pub const ACCEPTED: &str = "es-accepted";
 /// The broadcast that a message is part of. Absent: none.
 pub const BROADCAST: &str = "es-broadcast";
+/// On a message that may have been sent before, under the same id: `1`. Absent: it was not, or nobody knew.
+pub const REPEAT: &str = "es-repeat";
 /// Joins what comes from one request.
 pub const CORRELATION: &str = "es-correlation";
 /// On retries: how often the record has failed so far, decimal (R4.1).

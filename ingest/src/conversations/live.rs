@@ -5,7 +5,8 @@ use eshaar_model::limits::IDEMPOTENCY_KEY_CHARS;
 use eshaar_model::{ConversationId, ConversationPosition, MessageId, Pair, Permission, Timestamp};
 use eshaar_service::Problem;
 
-use super::{access, reading, sending};
+use super::sending::{self, Outgoing};
+use super::{access, reading};
 use crate::caller::allowed;
 use crate::context::Origin;
 use crate::idempotency::{self, Turn};
@@ -85,7 +86,8 @@ impl Live {
             if let Some(refusal) = app.admission.one(by).await.refusal {
                 return Err(refusal);
             }
-            sending::send(app, who, &Origin::new(), (draft, held.id)).await?
+            let outgoing = Outgoing { draft, id: held.id, repeat: held.repeat };
+            sending::send(app, who, &Origin::new(), outgoing).await?
         };
         let sent = LiveSent { id: held.id, conversation: placed.conversation, replayed: held.repeat };
         app.claims.answered(&held, answer(&sent).into(), !is_told_by_history).await;

@@ -3,6 +3,7 @@
 use eshaar_model::{ConversationId, Lane, MessageId, Pair, Principal, Priority};
 use eshaar_service::{Problem, metrics as names};
 use eshaar_store::How;
+use eshaar_topics::{NewRecord, headers};
 
 use super::events::{self, Doing};
 use super::{access, cached};
@@ -17,13 +18,17 @@ pub(crate) struct Placed {
     pub(crate) to: Principal,
 }
 
-/// Sends a message of this id from `who`.
-pub(crate) async fn send(
-    app: &App,
-    who: &Principal,
-    origin: &Origin,
-    (draft, id): (ChatDraft, MessageId),
-) -> Result<Placed, Problem> {
+/// A message that is to be sent.
+pub(crate) struct Outgoing {
+    pub(crate) draft: ChatDraft,
+    pub(crate) id: MessageId,
+    /// Whether it may have been sent before, under this id.
+    pub(crate) repeat: bool,
+}
+
+/// Sends a message from `who`.
+pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: Outgoing) -> Result<Placed, Problem> {
+    let Outgoing { draft, id, repeat } = message;
     let now = app.deps.clock.now();
     let mut records = Vec::with_capacity(2);
     let (conversation, pair) = match &draft.party {
@@ -38,7 +43,13 @@ pub(crate) async fn send(
     let side = pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
     let to = pair.principal(side.other());
     let from = who.to_string();
-    records.push(Sender { from: &from, origin }.chat_record(app, draft, id, (conversation, &to), now)?);
+    let record = Sender { from: &from, origin }.chat_record(app, draft, id, (conversation, &to), now)?;
+    records.push(if repeat {
+        // Its first record may be in another conversation, of which whoever writes this one knows nothing.
+        NewRecord { headers: record.headers.with(headers::REPEAT, b"1"), ..record }
+    } else {
+        record
+    });
     submit::append(app, records).await?;
     metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::of(Priority::Normal).as_str()).increment(1);
     Ok(Placed { conversation, to })

@@ -23,7 +23,7 @@ use eshaar_presence::Presence;
 use eshaar_presence::cache::{Cache, Key};
 use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{MessageRow, Step, Store, StoreError};
-use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic};
+use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic, headers};
 use serde::Deserialize;
 
 use self::said::{Partition, Said, WINDOW_MS, chat_row};
@@ -90,7 +90,10 @@ impl Archive {
             };
             let chat = row.as_ref().ok().map(|row| chat_row(row, self.epoch)).transpose();
             match chat {
-                Ok(chat) => said.extend(chat.flatten().map(|row| Said { place, stamped: record.timestamp, row })),
+                Ok(chat) => {
+                    let (stamped, may_repeat) = (record.timestamp, record.headers.get(headers::REPEAT).is_some());
+                    said.extend(chat.flatten().map(|row| Said { place, stamped, may_repeat, row }));
+                }
                 Err(error) => {
                     outcomes.push(self.collect(Err(error), &mut rows));
                     continue;

@@ -22,16 +22,20 @@ pub(super) const WINDOW_MS: i64 = 120_000;
 /// Most ids in the window of a partition: about 60 bytes each.
 const WINDOW_IDS: usize = 50_000;
 
-/// A message that was said: its place in the batch, when its record was stamped, and its row.
+/// A message that was said.
 pub(super) struct Said {
+    /// Its place in the batch.
     pub(super) place: usize,
+    /// When its record was stamped.
     pub(super) stamped: Timestamp,
+    /// Whether its record says that there may be an earlier one, which may be of another partition.
+    pub(super) may_repeat: bool,
     pub(super) row: ChatRow,
 }
 
 /// What is remembered of a partition while it is ours.
 pub struct Partition {
-    pub(super) number: u32,
+    number: u32,
     /// The ids of what was said.
     window: Window,
     previous: Previous<ConversationId>,
@@ -47,9 +51,12 @@ impl Partition {
     /// Drops what is known to repeat an earlier record; whether the ids that are given back do, the history must say.
     fn drop_repeats(&self, said: &mut Vec<Said>) -> Vec<MessageId> {
         let (mut in_batch, mut asked) = (AHashSet::with_capacity(said.len()), Vec::new());
-        said.retain(|Said { row, .. }| {
-            let is_first = in_batch.insert(row.id);
-            let repeat = if is_first { self.window.repeats(row.id, row.position.offset) } else { Repeat::Yes };
+        said.retain(|Said { row, may_repeat, .. }| {
+            let repeat = match self.window.repeats(row.id, row.position.offset) {
+                _ if !in_batch.insert(row.id) => Repeat::Yes,
+                Repeat::No if *may_repeat => Repeat::AskStore,
+                known => known,
+            };
             if repeat == Repeat::AskStore {
                 asked.push(row.id);
             }
@@ -78,6 +85,7 @@ impl Archive {
         }
         if asked.is_empty() {
             let (put, written) = tokio::join!(put, self.append(said));
+            self.changed(said.iter().flat_map(changed)).await;
             put.and(written)?;
         } else {
             put.await?;
@@ -89,7 +97,9 @@ impl Archive {
                 };
                 first.get(&row.id).is_none_or(stands)
             });
-            self.append(said).await?;
+            let written = self.append(said).await;
+            self.changed(said.iter().flat_map(changed)).await;
+            written?;
         }
         // Not before: a batch that is taken again must find the window as it was.
         let now = self.clock.now();
@@ -100,9 +110,7 @@ impl Archive {
     }
 
     async fn append(&self, said: &[Said]) -> Result<(), StoreError> {
-        let written = self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await;
-        self.changed(said.iter().flat_map(changed)).await;
-        written
+        self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await
     }
 
     /// The hints that follow from what was said, by place in the batch.

@@ -156,6 +156,23 @@ async fn whoever_takes_a_partition_over_finds_repeats_of_what_another_has_writte
 }
 
 #[tokio::test]
+async fn a_repeat_that_says_so_is_asked_for_though_its_partition_has_never_seen_it() {
+    let engines = Engines::open().await;
+    let archive = archive(&engines);
+    let beginning = Timestamp::from_millis(i64::MIN);
+    let [closed, newer] = [START, START.plus_millis(1)].map(ConversationId::new);
+    let first = said(closed, Side::Phone);
+    let again = Message { conversation_id: Some(newer.to_string()), ..first.clone() };
+    let first = received(&first, Lane::Normal, &engines.codecs, (2, 3));
+    let again = received(&again, Lane::Normal, &engines.codecs, (4, 9));
+    let again = Received { headers: again.headers.with(headers::REPEAT, b"1"), ..again };
+    archive.handle(&mut Partition::new(2, beginning), &[first]).await;
+    archive.handle(&mut Partition::new(4, beginning), &[again]).await;
+    let stands = async |of: ConversationId| engines.store.conversations.get(of).await.unwrap().is_some();
+    assert_eq!((stands(closed).await, stands(newer).await), (true, false));
+}
+
+#[tokio::test]
 async fn agents_are_told_of_everything_and_a_phone_of_what_it_said_each_with_what_stands_before() {
     let engines = Engines::open().await;
     engines.connect("acme-bank").await;
