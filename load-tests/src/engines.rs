@@ -1,4 +1,5 @@
-//! The engines that `scripts/engines` has started: where they are, how eshaar is configured for them, and how its tables and topics are dropped.
+//! The engines that `scripts/engines` has started: where they are, how eshaar is configured for them, and how its tables and
+//! topics are dropped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
