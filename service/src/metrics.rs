@@ -39,6 +39,7 @@ metrics_list! {
     LOG_COMMIT_RECORDS = Histogram, "eshaar_log_group_commit_records", Count, "Records that shared a group commit.";
     CACHE_LOOKUPS = Counter, "eshaar_cache_lookups_total", Count, "What was looked for in a cache, by cache (conversations, unread or newest) and outcome: hit, miss, or unavailable.";
     STORE_SECONDS = Histogram, "eshaar_store_seconds", Seconds, "Time of a store operation, by operation.";
+    ARCHIVE_REPEATS = Counter, "eshaar_archive_repeats_total", Count, "Records of what was said that were not told because they repeat an earlier one.";
     ROUTE_REPEATS = Counter, "eshaar_route_repeats_total", Count, "Records dropped because they repeat an earlier one.";
     ROUTE_HINTS = Counter, "eshaar_route_hints_total", Count, "Delivery hints sent to gateways.";
     EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";

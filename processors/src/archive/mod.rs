@@ -26,7 +26,7 @@ use eshaar_store::{MessageRow, Step, Store, StoreError};
 use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic, headers};
 use serde::Deserialize;
 
-use self::said::{Partition, Said, WINDOW_MS, chat_row};
+use self::said::{Partition, Said, chat_row};
 use crate::broadcast::tally::Tallies;
 use crate::whereabouts::Whereabouts;
 use crate::{Undecodable, by_topic, decode, pause};
@@ -35,13 +35,18 @@ use crate::{Undecodable, by_topic, decode, pause};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
+    /// How far back repeats of what was said are looked for in memory, in milliseconds of record time; older ones are looked
+    /// for in the history.
+    pub window_ms: u64,
+    /// Most ids in the window of a partition: about 60 bytes each.
+    pub window_ids: usize,
     /// How long is waited when the store or the registry does not answer, in milliseconds.
     pub pause_ms: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pause_ms: 200 }
+        Self { window_ms: 120_000, window_ids: 50_000, pause_ms: 200 }
     }
 }
 
@@ -175,7 +180,8 @@ impl Stage for Archive {
         self.cache.invalidate_all().await;
         self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))?;
         // Ingest stamps records by its own clock, which may be ahead of this one.
-        Ok(Partition::new(partition, self.clock.now().plus_millis(WINDOW_MS)))
+        let known_from = self.clock.now().plus_millis(self.options.window_ms as i64);
+        Ok(Partition::new(partition, &self.options, known_from))
     }
 
     async fn handle(&self, of: &mut Partition, batch: &[Received]) -> Vec<Outcome> {

@@ -5,22 +5,18 @@ use eshaar_model::{ConversationId, ConversationPosition, Epoch, MessageId, Pair,
 use eshaar_presence::Slots;
 use eshaar_presence::cache::Key;
 use eshaar_schemas::{Delivery, EncodeError, Hint, MessageHint};
+use eshaar_service::metrics::ARCHIVE_REPEATS;
 use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError, StoredMessage};
 use eshaar_topics::flow::{self, Origin};
 use eshaar_topics::{NewRecord, Received, Stage as _};
+use metrics::counter;
 
-use super::{Archive, Error};
+use super::{Archive, Error, Options};
 use crate::previous::Previous;
 use crate::window::{Repeat, Window};
 
 /// Conversations of a partition whose last position is kept at hand: about 60 bytes each.
 const PREVIOUS_CONVERSATIONS: usize = 50_000;
-
-/// How far back repeats are looked for in memory, in milliseconds of record time; older ones are looked for in the history.
-pub(super) const WINDOW_MS: i64 = 120_000;
-
-/// Most ids in the window of a partition: about 60 bytes each.
-const WINDOW_IDS: usize = 50_000;
 
 /// A message that was said.
 pub(super) struct Said {
@@ -43,8 +39,8 @@ pub struct Partition {
 
 impl Partition {
     /// Of the partition of that number; what was said in its records that are stamped before `known_from` is not known.
-    pub(super) fn new(number: u32, known_from: Timestamp) -> Self {
-        let window = Window::new(WINDOW_MS, WINDOW_IDS, known_from);
+    pub(super) fn new(number: u32, options: &Options, known_from: Timestamp) -> Self {
+        let window = Window::new(options.window_ms as i64, options.window_ids.max(1), known_from);
         Self { number, window, previous: Previous::new(PREVIOUS_CONVERSATIONS) }
     }
 
@@ -78,38 +74,50 @@ impl Archive {
         if rows.is_empty() {
             return Ok(());
         }
+        let spoken = said.len();
         let asked = of.drop_repeats(said);
         let put = self.store.messages.put(rows);
-        if said.is_empty() {
-            return put.await;
-        }
-        if asked.is_empty() {
-            let (put, written) = tokio::join!(put, self.append(said));
-            self.changed(said.iter().flat_map(changed)).await;
-            put.and(written)?;
+        let written = if asked.is_empty() {
+            let (put, appended) = tokio::join!(put, self.append(said));
+            put.and(appended)
         } else {
             put.await?;
-            let stored = self.store.messages.get_many(&asked).await?;
-            let first: AHashMap<_, _> = asked.into_iter().zip(stored).collect();
-            said.retain(|Said { row, .. }| {
-                let stands = |stored: &Option<StoredMessage>| {
-                    stored.as_ref().map(|stored| stored.row.accepted) == Some((of.number, Some(row.position.offset)))
-                };
-                first.get(&row.id).is_none_or(stands)
-            });
-            let written = self.append(said).await;
-            self.changed(said.iter().flat_map(changed)).await;
-            written?;
-        }
+            self.drop_repeats(of, asked, said).await?;
+            self.append(said).await
+        };
+        self.changed(said.iter().flat_map(changed)).await;
+        written?;
         // Not before: a batch that is taken again must find the window as it was.
         let now = self.clock.now();
-        for Said { row, stamped, .. } in said {
+        for Said { row, stamped, .. } in &*said {
             of.window.enter(row.id, row.position.offset, *stamped, now);
         }
+        counter!(ARCHIVE_REPEATS).increment((spoken - said.len()) as u64);
+        Ok(())
+    }
+
+    /// Drops those of what is `asked` of the history that stand in it elsewhere.
+    async fn drop_repeats(
+        &self,
+        of: &Partition,
+        asked: Vec<MessageId>,
+        said: &mut Vec<Said>,
+    ) -> Result<(), StoreError> {
+        let stored = self.store.messages.get_many(&asked).await?;
+        let first: AHashMap<_, _> = asked.into_iter().zip(stored).collect();
+        said.retain(|Said { row, .. }| {
+            let stands = |stored: &Option<StoredMessage>| {
+                stored.as_ref().map(|stored| stored.row.accepted) == Some((of.number, Some(row.position.offset)))
+            };
+            first.get(&row.id).is_none_or(stands)
+        });
         Ok(())
     }
 
     async fn append(&self, said: &[Said]) -> Result<(), StoreError> {
+        if said.is_empty() {
+            return Ok(());
+        }
         self.store.conversations.append(said.iter().map(|said| said.row.clone()).collect()).await
     }
 
