@@ -158,7 +158,7 @@ pub(crate) async fn send(
         Turn::Produce(held) => held,
     };
     let answer = request.accept(draft, held.id, held.repeat).await?;
-    app.claims.answered(&held, answer.clone(), true).await;
+    app.claims.answered(&held, answer.clone()).await;
     Ok(accepted(answer, held.repeat))
 }
 

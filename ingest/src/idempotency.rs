@@ -196,11 +196,11 @@ impl Claims {
         Ok(Turn::Produce(held))
     }
 
-    /// Gives the answer to those that came with the same key meanwhile and, if it is to `keep`, later. When that fails nothing is
-    /// lost: a repeat is produced again, with the same id.
-    pub(crate) async fn answered(&self, held: &Held, answer: Bytes, keep: bool) {
+    /// Gives the answer to those that come with the same key, now and later. When keeping it fails nothing is lost: a repeat
+    /// is produced again, with the same id.
+    pub(crate) async fn answered(&self, held: &Held, answer: Bytes) {
         let minted = Bytes::copy_from_slice(held.id.as_bytes());
-        let kept = if keep { self.store.answered(&held.key, &minted, answer.clone()).await } else { Ok(()) };
+        let kept = self.store.answered(&held.key, &minted, answer.clone()).await;
         held.answered(answer);
         if let Err(error) = kept {
             tracing::warn!(%error, "the answer of an idempotent request could not be kept");
@@ -209,7 +209,7 @@ impl Claims {
 }
 
 impl Held {
-    /// Gives the answer to those of this process that came with the same key meanwhile.
+    /// Gives the answer to those of this process that came with the same key meanwhile; what comes later finds it elsewhere.
     pub(crate) fn answered(&self, answer: Bytes) {
         self.tell(self.hash, State::Answered(answer));
     }

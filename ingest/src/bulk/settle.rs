@@ -77,8 +77,7 @@ impl Settle {
         submit::append(app, records).await?;
         metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::Bulk.as_str()).increment(count as u64);
         let held: Vec<Held> = held.into_iter().flatten().collect();
-        join_all(held.iter().map(|held| app.claims.answered(held, Bytes::copy_from_slice(held.id.as_bytes()), true)))
-            .await;
+        join_all(held.iter().map(|held| app.claims.answered(held, Bytes::copy_from_slice(held.id.as_bytes())))).await;
         Ok(())
     }
 

@@ -90,7 +90,12 @@ impl Live {
             sending::send(app, who, &Origin::new(), outgoing).await?
         };
         let sent = LiveSent { id: held.id, conversation: placed.conversation, replayed: held.repeat };
-        app.claims.answered(&held, answer(&sent).into(), !is_told_by_history).await;
+        let answer = answer(&sent).into();
+        if is_told_by_history {
+            held.answered(answer);
+        } else {
+            app.claims.answered(&held, answer).await;
+        }
         Ok(sent)
     }
 
