@@ -1,9 +1,10 @@
 //! From the bytes of one submission to a message that the log has acknowledged. Shared by single and bulk requests.
 //!
-//! `raw` (any JSON object, borrowed) → `validate` (pure: a draft that can be sent, or what is wrong) → `accept` (the
+//! `raw` (any JSON object, borrowed) → `validate` and its `fields` (pure: a draft that can be sent, or what is wrong) → `accept` (the
 //! record, appended).
 
 pub(crate) mod accept;
+mod fields;
 mod ids;
 mod raw;
 mod validate;

@@ -6,3 +6,4 @@ mod conformance;
 mod contracts;
 mod http;
 mod registry;
+mod values;

@@ -1,18 +1,24 @@
 //! Conversations: one open for a pair, listed by activity, read by position, unread counted from the rows.
 
+mod lists;
+mod unread;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use eshaar_model::{
-    Conversation, ConversationId, ConversationPosition, ConversationStatus, MessageId, MessageType, Pair, Principal,
-    Side, Status, Timestamp,
+    Conversation, ConversationId, ConversationPosition, ConversationStatus, MessageId, Pair, Principal, Side,
 };
 use tokio::task::JoinSet;
 
+use self::lists::{
+    a_list_goes_over_idle_times, a_list_is_filtered_by_status, a_list_is_newest_activity_first_for_each_side,
+    a_walk_gives_each_conversation_once_while_others_are_active,
+};
+use self::unread::{a_count_ends_at_its_bound, what_is_unread_is_counted_from_the_rows};
 use super::{Subject, start};
-use crate::conversations::UNREAD_COUNTED;
-use crate::{Archived, ChatRow, How, ListQuery, MessageRow, ReadFrom, ReadMark, Step, StoreError, Unread};
+use crate::{Archived, ChatRow, How, ListQuery, ReadFrom, ReadMark, StoreError};
 
 super::checks! {
     /// Every check of the conversation port.
@@ -323,111 +329,6 @@ async fn history_is_read_both_ways_over_buckets_and_epochs(subject: &Subject) ->
     Ok(())
 }
 
-/// Conversations of phones 0 to `count` - 1, the phone of the highest number active last.
-async fn talked(subject: &Subject, count: u64) -> Result<Vec<Conversation>, StoreError> {
-    let mut all = Vec::new();
-    for number in 0..count {
-        all.push(started(subject, number).await?);
-    }
-    let rows = (0..).zip(&all).map(|(number, of)| row(subject, of, Side::Phone, number, number as i64 * SECOND));
-    subject.store.conversations.append(rows.collect()).await?;
-    Ok(all)
-}
-
-async fn a_list_is_newest_activity_first_for_each_side(subject: &Subject) -> Result<(), StoreError> {
-    let conversations = &subject.store.conversations;
-    let all = talked(subject, 5).await?;
-    let acme = subject.business("acme").into();
-    assert_eq!(ids(&walk(subject, &acme, everything(2)).await?), [4, 3, 2, 1, 0].map(|at: usize| all[at].id));
-    conversations.append(vec![row(subject, &all[1], Side::Business, 50, 9 * SECOND)]).await?;
-    let listed = walk(subject, &acme, everything(2)).await?;
-    assert_eq!(ids(&listed), [1, 4, 3, 2, 0].map(|at: usize| all[at].id));
-    assert_eq!(listed[0], get(subject, all[1].id).await?);
-    // The other side has conversations with several businesses; one that nobody has said anything in is as old as it is.
-    let other = Pair { business: subject.business("bank"), phone: subject.phone(3) };
-    let silent = conversations.start(&other).await?.conversation;
-    let phone = subject.phone(3).into();
-    assert_eq!(ids(&walk(subject, &phone, everything(1)).await?), [all[3].id, silent.id]);
-    assert_eq!(ids(&walk(subject, &other.business.clone().into(), everything(9)).await?), [silent.id]);
-    Ok(())
-}
-
-async fn a_list_is_filtered_by_status(subject: &Subject) -> Result<(), StoreError> {
-    let conversations = &subject.store.conversations;
-    let all = talked(subject, 7).await?;
-    for of in [&all[1], &all[4], &all[5]] {
-        conversations.archive(of.id).await?;
-    }
-    for of in [&all[2], &all[5]] {
-        conversations.close(of.id).await?;
-    }
-    let again = started(subject, 2).await?;
-    let acme = subject.business("acme").into();
-    for (status, expected) in [
-        (ConversationStatus::Active, vec![all[6].id, all[3].id, all[0].id, again.id]),
-        (ConversationStatus::Archived, vec![all[4].id, all[1].id]),
-        (ConversationStatus::Closed, vec![all[5].id, all[2].id]),
-    ] {
-        for limit in [1, 2, 50] {
-            let query = ListQuery { status: Some(status), ..everything(limit) };
-            let found: BTreeSet<_> = ids(&walk(subject, &acme, query.clone()).await?).into_iter().collect();
-            assert_eq!(found, expected.iter().copied().collect(), "{status}");
-            let of_phone = walk(subject, &subject.phone(4).into(), query).await?;
-            assert_eq!(ids(&of_phone).contains(&all[4].id), status == ConversationStatus::Archived);
-        }
-    }
-    Ok(())
-}
-
-async fn a_walk_gives_each_conversation_once_while_others_are_active(subject: &Subject) -> Result<(), StoreError> {
-    let conversations = &subject.store.conversations;
-    let all = talked(subject, 40).await?;
-    let acme = subject.business("acme").into();
-    let (mut query, mut seen, mut pages) = (everything(7), Vec::new(), 0_u64);
-    loop {
-        let page = conversations.list(&acme, query.clone()).await?;
-        seen.extend(ids(&page.conversations));
-        query.after = page.next;
-        if page.next.is_none() {
-            break;
-        }
-        pages += 1;
-        // Those of even number talk on all the time, one that was read and one that was not among them.
-        let busy = (0..40).step_by(2).map(|at: usize| {
-            let offset = 100 * pages + at as u64;
-            row(subject, &all[at], Side::Phone, offset, offset as i64 * SECOND)
-        });
-        conversations.append(busy.collect()).await?;
-    }
-    let once: BTreeSet<_> = seen.iter().copied().collect();
-    assert_eq!(once.len(), seen.len(), "none comes twice");
-    for quiet in all.iter().skip(1).step_by(2) {
-        assert!(once.contains(&quiet.id), "each that is quiet comes");
-    }
-    assert_eq!(walk(subject, &acme, everything(7)).await?.len(), 40);
-    Ok(())
-}
-
-async fn a_list_goes_over_idle_times(subject: &Subject) -> Result<(), StoreError> {
-    // One that talks each five hours for a month, and others in between, some far back.
-    let all = talked(subject, 12).await?;
-    let hour = 3_600 * SECOND;
-    let rows = (0..200_u64).map(|n| {
-        let of = if n % 10 == 0 { &all[n as usize / 20] } else { &all[11] };
-        row(subject, of, Side::Phone, 100 + n, n as i64 * 5 * hour)
-    });
-    for rows in rows.collect::<Vec<_>>().chunks(20) {
-        subject.store.conversations.append(rows.to_vec()).await?;
-    }
-    let acme = subject.business("acme").into();
-    let expected = [11, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 10].map(|at: usize| all[at].id);
-    for limit in [1, 5, 12, 13] {
-        assert_eq!(ids(&walk(subject, &acme, everything(limit)).await?), expected);
-    }
-    assert_eq!(ids(&walk(subject, &subject.phone(11).into(), everything(1)).await?), [all[11].id]);
-    Ok(())
-}
-
 async fn read_positions_never_move_back(subject: &Subject) -> Result<(), StoreError> {
     let conversations = &subject.store.conversations;
     let of = started(subject, 1).await?;
@@ -447,88 +348,6 @@ async fn read_positions_never_move_back(subject: &Subject) -> Result<(), StoreEr
     // Messages leave them as they are.
     conversations.append(vec![row(subject, &of, Side::Phone, 6, 0)]).await?;
     assert_eq!(get(subject, of.id).await?.read[0], Some(at(subject, 0, 5)));
-    Ok(())
-}
-
-fn message_of(subject: &Subject, row: &ChatRow) -> MessageRow {
-    MessageRow {
-        id: row.id,
-        message_type: MessageType::Chat,
-        conversation: Some(row.conversation),
-        sender: row.pair.principal(row.from),
-        recipient: row.pair.principal(row.from.other()),
-        created_at: row.at,
-        expires_at: row.expires_at,
-        accepted: (subject.space % 6, Some(row.position.offset)),
-        value: row.value.clone(),
-    }
-}
-
-async fn what_is_unread_is_counted_from_the_rows(subject: &Subject) -> Result<(), StoreError> {
-    let conversations = &subject.store.conversations;
-    let (of, silent) = (started(subject, 1).await?, started(subject, 2).await?);
-    let expires_at = Some(start().plus_millis(60 * SECOND));
-    let from = |offset: u64| if offset.is_multiple_of(3) { Side::Phone } else { Side::Business };
-    let rows: Vec<_> = (0..12)
-        .map(|offset| ChatRow {
-            expires_at: expires_at.filter(|_| offset == 10),
-            ..row(subject, &of, from(offset), offset, offset as i64)
-        })
-        .collect();
-    conversations.append(rows.clone()).await?;
-    let now = start().plus_millis(59 * SECOND);
-    let unread = async |now: Timestamp| {
-        let of = [
-            (of.id, Side::Business),
-            (of.id, Side::Phone),
-            (silent.id, Side::Phone),
-            (ConversationId::new(now), Side::Phone),
-        ];
-        let all = conversations.unread(&of, now).await?;
-        assert!(all.iter().all(|unread| !unread.more));
-        assert_eq!(all[2..], [Unread::default(); 2]);
-        Ok::<_, StoreError>((all[0].count, all[1].count))
-    };
-    // Of the business 1 2 4 5 7 8 10 11, of the phone 0 3 6 9; also before the messages themselves are written.
-    assert_eq!(unread(now).await?, (4, 8));
-    subject.store.messages.put(rows.iter().map(|row| message_of(subject, row)).collect()).await?;
-    assert_eq!(unread(now).await?, (4, 8));
-    // The tenth was not delivered in its time.
-    assert_eq!(unread(now.plus_millis(SECOND)).await?, (4, 7));
-    let step = |offset: usize, status| Step { id: rows[offset].id, status, at: now, reason: None };
-    let steps = vec![
-        step(1, Status::Cancelled),
-        step(2, Status::Read),
-        step(4, Status::Failed),
-        step(5, Status::Delivered),
-        step(10, Status::Delivered),
-        step(3, Status::Expired),
-    ];
-    subject.store.messages.reach(steps).await?;
-    assert_eq!(unread(now.plus_millis(SECOND)).await?, (3, 5));
-    let mark = |side, offset| ReadMark { conversation: of.id, side, up_to: at(subject, 0, offset) };
-    conversations.mark_read(vec![mark(Side::Business, 6), mark(Side::Phone, 7)]).await?;
-    assert_eq!(unread(now).await?, (1, 3));
-    conversations.mark_read(vec![mark(Side::Business, 11), mark(Side::Phone, 11)]).await?;
-    assert_eq!(unread(now).await?, (0, 0));
-    let mut newer = row(subject, &of, Side::Phone, 1, 70);
-    newer.position = at(subject, 1, 1);
-    conversations.append(vec![newer]).await?;
-    assert_eq!(unread(now).await?, (1, 0));
-    Ok(())
-}
-
-async fn a_count_ends_at_its_bound(subject: &Subject) -> Result<(), StoreError> {
-    let conversations = &subject.store.conversations;
-    let of = started(subject, 1).await?;
-    let rows: Vec<_> = (0..=UNREAD_COUNTED as u64).map(|offset| row(subject, &of, Side::Phone, offset, 0)).collect();
-    conversations.append(rows).await?;
-    let key = [(of.id, Side::Business)];
-    assert_eq!(conversations.unread(&key, start()).await?, [Unread { count: UNREAD_COUNTED, more: true }]);
-    conversations
-        .mark_read(vec![ReadMark { conversation: of.id, side: Side::Business, up_to: at(subject, 0, 0) }])
-        .await?;
-    assert_eq!(conversations.unread(&key, start()).await?, [Unread { count: UNREAD_COUNTED, more: false }]);
     Ok(())
 }
 

@@ -1,9 +1,13 @@
 //! The command line, as `eshaar --help` shows it.
 
+mod dead_letters;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eshaar_model::{BusinessId, Cursor, Permission, Phone, Principal, Rate, Timestamp};
+
+pub use self::dead_letters::{DeadLettersCommand, LetterFilter, LetterSelection};
 
 /// Business messages to mobile users, at high volume.
 #[derive(Debug, Parser)]
@@ -368,38 +372,6 @@ pub struct AppendArguments {
     pub lines: bool,
 }
 
-/// `eshaar dead-letters …`
-#[derive(Debug, Subcommand)]
-pub enum DeadLettersCommand {
-    /// List dead letters, newest first.
-    List {
-        /// The server and the caller.
-        #[command(flatten)]
-        server: OperatorArguments,
-        /// Which ones.
-        #[command(flatten)]
-        filter: LetterFilter,
-        /// In this state only.
-        #[arg(long)]
-        state: Option<LetterStateArgument>,
-        /// At most this many.
-        #[arg(long, default_value_t = 100, value_name = "N")]
-        limit: usize,
-    },
-    /// Show a dead letter with its content, decoded. That it was looked at is written to the audit log.
-    Show {
-        /// The server and the caller.
-        #[command(flatten)]
-        server: OperatorArguments,
-        /// Its id, as `list` shows it.
-        id: String,
-    },
-    /// Send records again to the topic that they were read from, some a second, in the background.
-    Redrive(LetterSelection),
-    /// Give records up for good.
-    Discard(LetterSelection),
-}
-
 /// Where the server is, and which operator is calling.
 #[derive(Debug, Args)]
 pub struct OperatorArguments {
@@ -412,66 +384,6 @@ pub struct OperatorArguments {
     /// Print JSON, an object a line.
     #[arg(long)]
     pub json: bool,
-}
-
-/// What dead letters have in common.
-#[derive(Debug, Args)]
-pub struct LetterFilter {
-    /// Given up on by this stage.
-    #[arg(long)]
-    pub stage: Option<String>,
-    /// With this code, e.g. undecodable.
-    #[arg(long)]
-    pub code: Option<String>,
-    /// Of messages of this business.
-    #[arg(long)]
-    pub business: Option<BusinessId>,
-    /// Given up on at this time or later, e.g. 2026-01-31T12:00:00Z.
-    #[arg(long, value_name = "TIME")]
-    pub from: Option<Timestamp>,
-    /// Given up on before this time.
-    #[arg(long, value_name = "TIME")]
-    pub until: Option<Timestamp>,
-}
-
-/// `eshaar dead-letters redrive`, `eshaar dead-letters discard`
-#[derive(Debug, Args)]
-pub struct LetterSelection {
-    /// The server and the caller.
-    #[command(flatten)]
-    pub server: OperatorArguments,
-    /// Their ids, at most 100.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    pub ids: Vec<String>,
-    /// All that are open now, and are as the other options say.
-    #[arg(long)]
-    pub all: bool,
-    /// With --all: which ones.
-    #[command(flatten)]
-    pub filter: LetterFilter,
-    /// Wait until it is done.
-    #[arg(long)]
-    pub wait: bool,
-}
-
-/// A state of a dead letter on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum LetterStateArgument {
-    Open,
-    Redriven,
-    Discarded,
-}
-
-impl LetterStateArgument {
-    /// Its name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Redriven => "redriven",
-            Self::Discarded => "discarded",
-        }
-    }
 }
 
 /// `eshaar check`
