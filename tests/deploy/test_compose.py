@@ -30,7 +30,7 @@ def test_three_of_each_role_run_the_command_of_that_name(compose: dict[str, Any]
 
 
 def test_the_commands_of_roles_and_jobs_are_commands_of_eshaar(compose: dict[str, Any]) -> None:
-    cli = (PROJECT / "src/cli.rs").read_text()
+    cli = "\n".join(file.read_text() for file in (PROJECT / "src/cli").glob("*.rs"))
     for name, service in compose["services"].items():
         if service["image"].startswith("eshaar:"):
             for word in service["command"]:
