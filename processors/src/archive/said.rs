@@ -82,7 +82,7 @@ impl Archive {
             put.and(appended)
         } else {
             put.await?;
-            self.drop_repeats(of, asked, said).await?;
+            self.drop_what_stands_elsewhere(of, asked, said).await?;
             self.append(said).await
         };
         self.changed(said.iter().flat_map(changed)).await;
@@ -96,8 +96,8 @@ impl Archive {
         Ok(())
     }
 
-    /// Drops those of what is `asked` of the history that stand in it elsewhere.
-    async fn drop_repeats(
+    /// Drops those of which the history, which is `asked`, says that they stand elsewhere.
+    async fn drop_what_stands_elsewhere(
         &self,
         of: &Partition,
         asked: Vec<MessageId>,
