@@ -1,7 +1,7 @@
 //! From the bytes of one submission to a message that the log has acknowledged. Shared by single and bulk requests.
 //!
-//! `raw` (any JSON object, borrowed) → `validate` and its `fields` (pure: a draft that can be sent, or what is wrong) → `accept` (the
-//! record, appended).
+//! `raw` (any JSON object, borrowed) → `validate` and its `fields` (pure: a draft that can be sent, or what is wrong) →
+//! `accept` (the record, appended).
 
 pub(crate) mod accept;
 mod fields;
