@@ -206,7 +206,7 @@ impl Request<'_> {
 
     async fn begin(&self, draft: BroadcastDraft, id: BroadcastId) -> Result<Broadcast, Problem> {
         let (recipients, total) = self.recipients(draft.audience.as_deref(), id).await?;
-        let created_at = MessageId::from(id).made_at();
+        let created_at = submit::taken_in(id.into(), self.app.deps.clock.now());
         Ok(Broadcast {
             id,
             sender: self.business.to_string(),

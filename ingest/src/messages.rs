@@ -106,7 +106,7 @@ async fn submit(
     if let Submission::Chat(_) = submission
         && let Some(placed) = sending::sent_before(app, &held).await?
     {
-        let answer = json(&said(held.id, placed))?;
+        let answer = json(&said(held.id, submit::taken_in(held.id, now), placed))?;
         held.answered(answer.clone());
         return Ok(accepted(answer, true));
     }
@@ -146,16 +146,18 @@ impl Sending<'_> {
         json(&match submission {
             Submission::OneWay(draft) => self.one_way(draft, id).await?,
             Submission::Chat(draft) => {
-                said(id, sending::send(self.app, self.who, self.origin, Outgoing { draft, id, repeat }).await?)
+                let sent_at = submit::taken_in(id, self.app.deps.clock.now());
+                said(id, sent_at, sending::send(self.app, self.who, self.origin, Outgoing { draft, id, repeat }).await?)
             }
         })
     }
 
     async fn one_way(&self, draft: Draft, id: MessageId) -> Result<Accepted, Problem> {
         let (app, from) = (self.app, self.who.to_string());
-        let (to, lane, send_at) = (draft.to, Lane::of(draft.priority), submit::due(id, draft.send_at));
+        let now = app.deps.clock.now();
+        let (to, lane, send_at) = (draft.to, Lane::of(draft.priority), submit::due(id, draft.send_at, now));
         let sender = Sender { from: &from, origin: self.origin };
-        let record = sender.record(app, draft, id, lane, app.deps.clock.now())?;
+        let record = sender.record(app, draft, id, lane, now)?;
         submit::append(app, vec![record]).await?;
         metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
         Ok(Accepted {
@@ -164,21 +166,21 @@ impl Sending<'_> {
             status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
             to: to.into(),
             conversation_id: None,
-            sent_at: send_at.is_none().then(|| id.made_at()),
+            sent_at: send_at.is_none().then(|| submit::taken_in(id, now)),
             send_at,
         })
     }
 }
 
 /// The answer to what was said.
-fn said(id: MessageId, placed: Placed) -> Accepted {
+fn said(id: MessageId, sent_at: Timestamp, placed: Placed) -> Accepted {
     Accepted {
         id,
         r#type: MessageType::Chat,
         status: Status::Sent.into(),
         to: placed.to,
         conversation_id: Some(placed.conversation),
-        sent_at: Some(id.made_at()),
+        sent_at: Some(sent_at),
         send_at: None,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId, Shown, Status};
+use eshaar_model::{Lane, MessageId, Shown, Status, Timestamp};
 use eshaar_service::Problem;
 use eshaar_topics::NewRecord;
 use http::StatusCode;
@@ -25,8 +25,8 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    pub(super) fn of(id: MessageId, draft: &Draft) -> Self {
-        let is_scheduled = submit::due(id, draft.send_at).is_some();
+    pub(super) fn of(id: MessageId, draft: &Draft, now: Timestamp) -> Self {
+        let is_scheduled = submit::due(id, draft.send_at, now).is_some();
         Self { id, status: if is_scheduled { Shown::Scheduled } else { Status::Sent.into() } }
     }
 }
@@ -125,7 +125,7 @@ impl Gather {
             return Entry::Keyed { line, id, draft, key, hash };
         }
         let sender = Sender { from: business.as_str(), origin };
-        let taken = Taken::of(id, &draft);
+        let taken = Taken::of(id, &draft, now);
         match sender.record(app, draft, id, Lane::Bulk, now) {
             Ok(record) => Entry::Ready { line, taken, record },
             Err(problem) => Entry::Refused { line, problem },

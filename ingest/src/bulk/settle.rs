@@ -115,16 +115,17 @@ impl Settle {
 
     fn keyed(&self, turn: Turn, draft: Draft, place: usize, wanting: &mut Vec<Wanting>) -> Result<Taken, Problem> {
         let Submission { app, business, origin, .. } = &*self.submission;
+        let now = app.deps.clock.now();
         let held = match turn {
             Turn::Replay(answer) => {
                 let id = MessageId::from_bytes(&answer).map_err(|_| problems::internal())?;
-                return Ok(Taken::of(id, &draft));
+                return Ok(Taken::of(id, &draft, now));
             }
             Turn::Produce(held) => held,
         };
-        let (id, taken) = (held.id, Taken::of(held.id, &draft));
+        let (id, taken) = (held.id, Taken::of(held.id, &draft, now));
         let sender = Sender { from: business.as_str(), origin };
-        let record = sender.record(app, draft, id, Lane::Bulk, app.deps.clock.now())?;
+        let record = sender.record(app, draft, id, Lane::Bulk, now)?;
         wanting.push(Wanting { place, record, held: Some(held) });
         Ok(taken)
     }

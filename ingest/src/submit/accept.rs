@@ -8,6 +8,7 @@ use eshaar_service::Problem;
 use eshaar_topics::{AppendError, LogPosition, NewRecord, flow};
 use tokio::time::Instant;
 
+use super::ids::MAX_AHEAD_MS;
 use super::{ChatDraft, Draft};
 use crate::context::Origin;
 use crate::{App, problems};
@@ -26,8 +27,8 @@ pub(crate) struct Sender<'a> {
 
 impl Sender<'_> {
     /// The record for `draft`: of `messages.accepted`, or of `messages.scheduled` where it is to be sent [later](due).
-    /// The id says when the message was taken in; the record's own time is `now`, so that one produced again later is looked
-    /// for where it first was, not among the newest alone. What is scheduled counts as made when it is due.
+    /// The id says [when](taken_in) the message was taken in; the record's own time is `now`, by the clock. What is scheduled
+    /// counts as made when it is due.
     pub(crate) fn record(
         &self,
         app: &App,
@@ -36,8 +37,8 @@ impl Sender<'_> {
         lane: Lane,
         now: Timestamp,
     ) -> Result<NewRecord, Problem> {
-        let due = due(id, draft.send_at);
-        let created_at = due.unwrap_or(id.made_at());
+        let due = due(id, draft.send_at, now);
+        let created_at = due.unwrap_or(taken_in(id, now));
         let message = Message {
             content: draft.content.into_string(),
             priority: draft.priority,
@@ -47,10 +48,9 @@ impl Sender<'_> {
             ..self.message(id, created_at, draft.to.to_string())
         };
         let record = self.accepted(app, &message, lane)?;
-        let taken_at = now.max(id.made_at());
         Ok(match due {
-            Some(_) => flow::scheduled(record, taken_at),
-            None => NewRecord { timestamp: taken_at, ..record },
+            Some(_) => flow::scheduled(record, now),
+            None => NewRecord { timestamp: now, ..record },
         })
     }
 
@@ -63,7 +63,7 @@ impl Sender<'_> {
         (conversation, to): (ConversationId, &Principal),
         now: Timestamp,
     ) -> Result<NewRecord, Problem> {
-        let created_at = id.made_at();
+        let created_at = taken_in(id, now);
         let message = Message {
             r#type: MessageType::Chat,
             conversation_id: Some(conversation.to_string()),
@@ -74,7 +74,7 @@ impl Sender<'_> {
             ..self.message(id, created_at, to.to_string())
         };
         let record = self.accepted(app, &message, Lane::of(Priority::Normal))?;
-        Ok(NewRecord { timestamp: now.max(created_at), ..record })
+        Ok(NewRecord { timestamp: now, ..record })
     }
 
     /// What every message of this sender has; a one-way message that says nothing.
@@ -109,9 +109,17 @@ fn expires_at(created_at: Timestamp, ttl_s: Option<u64>) -> Option<i64> {
     ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis())
 }
 
-/// When the message of this id is sent, where that is later than it was taken in: the same whenever its request is repeated.
-pub(crate) fn due(id: MessageId, send_at: Option<Timestamp>) -> Option<Timestamp> {
-    send_at.filter(|at| *at > id.made_at())
+/// When the message of this id was taken in: its own time, the same whenever its request is repeated. The time of an id
+/// that was minted by a clock that was ahead is not believed: such a message is taken in `now`.
+pub(crate) fn taken_in(id: MessageId, now: Timestamp) -> Timestamp {
+    let made_at = id.made_at();
+    if made_at.millis_since(now) > MAX_AHEAD_MS { now } else { made_at }
+}
+
+/// When the message of this id is sent, where that is later than it was taken in, or is still to come by the clock. So a
+/// request that is repeated gets the same answer, and no error of a clock that was corrected since releases it early.
+pub(crate) fn due(id: MessageId, send_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    send_at.filter(|at| *at > id.made_at().min(now))
 }
 
 /// Appends until the log has acknowledged every record. While the outcome is unknown the same records are appended again:

@@ -10,7 +10,13 @@ use sha2::{Digest as _, Sha256};
 /// into the next.
 const COUNTER_BITS: u32 = 12;
 
+/// Furthest that the generator runs ahead of the clock, in milliseconds. Small steps of the clock keep ids in order; after
+/// a larger one (a clock that was corrected) the generator follows the clock.
+pub(crate) const MAX_AHEAD_MS: i64 = 1_000;
+
 /// Makes ids that only grow within this process, so that a sender's messages are listed in the order they were accepted.
+/// The order is broken only where the clock steps back by more than [`MAX_AHEAD_MS`]. Ids stay unique there, too: each has
+/// 62 random bits.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     /// Milliseconds and counter of the newest id.
@@ -20,7 +26,8 @@ pub(crate) struct Ids {
 impl Ids {
     pub(crate) fn mint(&self, now: Timestamp) -> MessageId {
         let floor = (now.as_millis().max(0) as u64) << COUNTER_BITS;
-        let next = |last: u64| floor.max(last.saturating_add(1));
+        let ceiling = floor.saturating_add((MAX_AHEAD_MS as u64) << COUNTER_BITS);
+        let next = |last: u64| if last < ceiling { floor.max(last + 1) } else { floor };
         let mut last = self.last.load(Ordering::Relaxed);
         while let Err(newer) = self.last.compare_exchange_weak(last, next(last), Ordering::Relaxed, Ordering::Relaxed) {
             last = newer;
@@ -78,6 +85,22 @@ mod tests {
         assert!(minted.is_sorted_by(|a, b| a < b));
         assert_eq!(minted[0].made_at(), NOW);
         assert!(minted[9_999].made_at().millis_since(NOW) <= 3);
+    }
+
+    #[test]
+    fn the_generator_follows_a_clock_that_is_set_back_and_its_ids_stay_unique_and_grow_again() {
+        const DAY_MS: i64 = 24 * 3_600_000;
+        let ids = Ids::default();
+        let ahead: Vec<_> = (0..100).map(|_| ids.mint(NOW.plus_millis(DAY_MS))).collect();
+        let after: Vec<_> = (0..10_000).map(|round| ids.mint(NOW.plus_millis(round / 100))).collect();
+        assert_eq!(after[0].made_at(), NOW);
+        assert!(after.is_sorted_by(|a, b| a < b));
+        for (round, id) in after.iter().enumerate() {
+            let now = NOW.plus_millis(round as i64 / 100);
+            assert!((0..=MAX_AHEAD_MS).contains(&id.made_at().millis_since(now)), "{round}");
+        }
+        let all: std::collections::HashSet<_> = ahead.iter().chain(&after).collect();
+        assert_eq!(all.len(), 10_100);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod bulk;
 mod caches;
 mod cancelling;
 mod chat_repeats;
+mod clocks;
 mod conversations;
 mod description;
 mod fixture;

@@ -286,6 +286,7 @@ impl Expander {
         at: Timestamp,
         trace: &TraceContext,
     ) -> Result<NewRecord, EncodeError> {
+        let now = self.ports.clock.now();
         let message = Message {
             id: MessageId::of_recipient(broadcast.id, number as u32, at),
             r#type: MessageType::OneWay,
@@ -297,7 +298,8 @@ impl Expander {
             content_key_id: None,
             media: Vec::new(),
             priority: broadcast.priority,
-            created_at: at.as_millis(),
+            // The chunk may have been begun by a clock that was ahead.
+            created_at: at.min(now).as_millis(),
             expires_at: broadcast.expires_at,
             reference: broadcast.reference.clone(),
             collapse_key: broadcast.collapse_key.clone(),
@@ -305,8 +307,7 @@ impl Expander {
             broadcast_id: Some(broadcast.id.to_string()),
         };
         let record = flow::accepted(&message, Lane::Bulk, &self.ports.codecs, trace)?;
-        // One that is sent again is looked for where it first was, not among the newest alone.
-        Ok(NewRecord { timestamp: self.ports.clock.now().max(at), ..record })
+        Ok(NewRecord { timestamp: now, ..record })
     }
 
     /// Appends until it is known; why not, where the log refuses it.
