@@ -157,6 +157,7 @@ fn message_row(row: &StreamRow) -> MessageRow {
         created_at: row.at,
         expires_at: None,
         accepted: (0, Some(row.position.offset)),
+        may_repeat: false,
         value: row.value.clone(),
     }
 }

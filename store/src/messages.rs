@@ -28,8 +28,43 @@ pub struct MessageRow {
     pub expires_at: Option<Timestamp>,
     /// Partition and offset in `messages.accepted`; without an offset while it is scheduled.
     pub accepted: (u32, Option<u64>),
+    /// The record says that it may repeat an earlier one, of this or of another partition. Decides which copy stands, and is
+    /// not kept: false in what is read.
+    pub may_repeat: bool,
     /// The record's value, untouched.
     pub value: Bytes,
+}
+
+/// The order of the copies that the log has of one message: the lowest stands, on every engine.
+///
+/// 1. A copy of `messages.accepted` stands before one that is scheduled.
+/// 2. One whose record does not say that it may be a repeat stands before one whose record does: it was produced first, and is
+///    what the recipient has got.
+/// 3. The lowest partition stands, and in it the lowest offset. Offsets of different partitions are never compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CopyRank {
+    /// It stands in `messages.accepted`.
+    Accepted {
+        /// See [`MessageRow::may_repeat`].
+        may_repeat: bool,
+        /// Partition.
+        partition: u32,
+        /// Offset.
+        offset: u64,
+    },
+    /// It waits for its time.
+    Scheduled,
+}
+
+impl MessageRow {
+    pub(crate) fn rank(&self) -> CopyRank {
+        let (partition, offset) = self.accepted;
+        offset.map_or(CopyRank::Scheduled, |offset| CopyRank::Accepted {
+            may_repeat: self.may_repeat,
+            partition,
+            offset,
+        })
+    }
 }
 
 /// A message and what became of it.
@@ -99,8 +134,8 @@ pub struct SentPage {
 /// Messages and their steps.
 #[async_trait]
 pub trait MessageStore: Send + Sync + 'static {
-    /// Writes messages, in the order of `messages.accepted`. The same id again changes nothing: of two records of a message
-    /// the first in the log stands, and one that was sent stands before one that is scheduled, whichever comes first.
+    /// Writes messages. Of the copies of one id the one of the lowest [`CopyRank`] stands, whole, in whatever order they are
+    /// written, and however often: so a replay changes nothing.
     async fn put(&self, rows: Vec<MessageRow>) -> Result<(), StoreError>;
 
     /// Records steps, in any order: of each step the earliest time stands, and of two failures of the same millisecond the

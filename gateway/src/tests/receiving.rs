@@ -246,6 +246,7 @@ async fn a_read_of_what_another_session_was_sent_is_looked_up_and_one_of_somebod
             created_at: world.clock.now(),
             expires_at: None,
             accepted: (0, Some(0)),
+            may_repeat: false,
             value: bytes::Bytes::new(),
         };
         let mut steps = StatusSteps::default();

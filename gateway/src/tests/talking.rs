@@ -214,6 +214,7 @@ async fn a_business_acknowledges_and_reads_what_it_was_sent_and_what_it_was_not(
             created_at: world.clock.now(),
             expires_at: None,
             accepted: (0, Some(3)),
+            may_repeat: false,
             value: world.codecs.encode(message).unwrap(),
         };
         let stored = StoredMessage { row, steps: eshaar_model::StatusSteps::default(), failure_reason: None };

@@ -113,6 +113,7 @@ fn by_place(row: &ChatRow) -> StoredMessage {
         created_at: row.at,
         expires_at: row.expires_at,
         accepted: (0, Some(row.position.offset)),
+        may_repeat: false,
         value: row.value.clone(),
     };
     let mut steps = eshaar_model::StatusSteps::default();

@@ -307,6 +307,7 @@ impl Fixture {
                 let is_accepted = record.position.topic == Topic::MessagesAccepted;
                 (record.position.partition, is_accepted.then_some(record.position.offset))
             },
+            may_repeat: false,
             value: record.value.clone(),
         }
     }

@@ -220,6 +220,7 @@ fn row(message: &Message, record: &Received) -> Result<MessageRow, Error> {
         expires_at: message.expires_at.map(Timestamp::from_millis),
         // What waits for its time stands nowhere yet.
         accepted: (partition, (topic == Topic::MessagesAccepted).then_some(offset)),
+        may_repeat: record.headers.get(headers::REPEAT).is_some(),
         value: record.value.clone(),
     })
 }

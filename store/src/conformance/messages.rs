@@ -11,6 +11,7 @@ super::checks! {
     a_message_comes_back_as_it_was_written,
     many_come_back_in_the_places_of_their_ids,
     the_same_id_again_changes_nothing,
+    of_copies_in_several_partitions_one_stands_whatever_the_order,
     a_step_may_come_before_its_message,
     of_a_step_the_earliest_time_stands,
     the_reason_of_a_failure_is_that_of_the_earliest,
@@ -36,6 +37,7 @@ fn message(subject: &Subject, number: u64, after_ms: i64) -> MessageRow {
         created_at,
         expires_at: None,
         accepted: (3, Some(number)),
+        may_repeat: false,
         value: Bytes::from(format!("message {number}")),
     }
 }
@@ -100,6 +102,49 @@ async fn the_same_id_again_changes_nothing(subject: &Subject) -> Result<(), Stor
     let page =
         messages.sent_by(&subject.business("acme"), SentQuery { limit: 10, ..SentQuery::default() }, start()).await?;
     assert_eq!((ids(&page.messages), page.next), (vec![first.id], None));
+    Ok(())
+}
+
+/// The rule of [`CopyRank`](crate::messages::CopyRank): a record that says that it may be a repeat stands last, then the lowest
+/// partition stands, then the lowest offset in it; what is scheduled stands before nothing.
+async fn of_copies_in_several_partitions_one_stands_whatever_the_order(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    // In the order in which they stand.
+    let places =
+        [(false, 2, Some(900)), (false, 4, Some(7)), (false, 4, Some(8)), (true, 0, Some(1)), (false, 1, None)];
+    let orders = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3], [3, 4, 1, 2, 0], [1, 3, 0, 2, 4]];
+    for first in 0..places.len() {
+        for (number, order) in orders.iter().enumerate() {
+            let of = message(subject, number as u64, (first * orders.len() + number) as i64);
+            let copies: Vec<MessageRow> = (0..places.len())
+                .map(|place| {
+                    let (may_repeat, partition, offset) = places[place];
+                    MessageRow {
+                        conversation: Some(ConversationId::new(later(place as i64))),
+                        message_type: MessageType::Chat,
+                        created_at: later(place as i64),
+                        expires_at: Some(later(1_000 + place as i64)),
+                        value: Bytes::from(format!("copy {place}")),
+                        accepted: (partition, offset),
+                        may_repeat,
+                        ..of.clone()
+                    }
+                })
+                .collect();
+            // One by one, all at once, and again.
+            let written: Vec<MessageRow> =
+                order.iter().filter(|place| **place >= first).map(|place| copies[*place].clone()).collect();
+            for row in &written {
+                messages.put(vec![row.clone()]).await?;
+            }
+            messages.put(written.iter().rev().cloned().collect()).await?;
+            let stands = MessageRow { may_repeat: false, ..copies[first].clone() };
+            assert_eq!(get(subject, of.id).await?.row, stands, "first {first}, order {order:?}");
+            let query = SentQuery { before: None, limit: 1, ..SentQuery::default() };
+            let page = messages.sent_by(&subject.business("acme"), query, start()).await?;
+            assert_eq!(page.messages[0].row, stands);
+        }
+    }
     Ok(())
 }
 

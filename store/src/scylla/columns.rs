@@ -3,6 +3,8 @@
 use eshaar_model::{Epoch, Lane, Phone, Timestamp};
 use scylla::value::{CqlTimestamp, MaybeUnset};
 
+use crate::messages::CopyRank;
+
 /// Offsets, phones and other unsigned numbers. One past the range, which only a forged cursor can hold, is behind
 /// everything that is stored.
 pub(super) fn integer(value: u64) -> i64 {
@@ -54,6 +56,26 @@ pub(super) fn lowest_wins(value: i64) -> i64 {
     EARLIEST - value.clamp(0, EARLIEST - 1)
 }
 
+/// A write timestamp of a copy of a message: the lowest rank stands. Rows that were written before there were ranks, by their
+/// offset alone, stand before all: nothing changes them.
+pub(super) fn copy_wins(rank: CopyRank) -> i64 {
+    match rank {
+        CopyRank::Scheduled => SCHEDULED_AT,
+        CopyRank::Accepted { may_repeat, partition, offset } => {
+            let partition =
+                i64::from(partition.min(MAX_PARTITION)) + i64::from(may_repeat) * (i64::from(MAX_PARTITION) + 1);
+            lowest_wins(partition * OFFSETS + integer(offset).min(OFFSETS - 1))
+        }
+    }
+}
+
+/// Below every copy of `messages.accepted`.
+const SCHEDULED_AT: i64 = 0;
+
+/// Partitions and offsets that a write timestamp tells apart: 1,024 (the most that an option allows), and 4.8 * 10^11 in each.
+const MAX_PARTITION: u32 = 1_023;
+const OFFSETS: i64 = 480_000_000_000;
+
 /// 10^15: in the microseconds of a clock, September 2001. A deletion by the clock is above it, so it deletes.
 const EARLIEST: i64 = 1_000_000_000_000_000;
 
@@ -68,6 +90,25 @@ mod tests {
         for extreme in [highest_wins(u64::MAX), lowest_wins(i64::MIN), lowest_wins(i64::MAX)] {
             assert!((1..=EARLIEST).contains(&extreme), "{extreme}");
         }
+    }
+
+    #[test]
+    fn the_write_timestamps_of_copies_are_in_the_order_of_their_ranks() {
+        let rank = |may_repeat, partition, offset| CopyRank::Accepted { may_repeat, partition, offset };
+        let ranks = [
+            rank(false, 0, 0),
+            rank(false, 0, 400_000_000_000),
+            rank(false, 1, 0),
+            rank(false, 1, 9),
+            rank(false, 1_023, 400_000_000_000),
+            rank(true, 0, 3),
+            rank(true, 1_023, u64::MAX),
+            CopyRank::Scheduled,
+        ];
+        assert!(ranks.is_sorted_by(|a, b| a < b));
+        let written_at = ranks.map(copy_wins);
+        assert!(written_at.is_sorted_by(|a, b| a > b), "{written_at:?}");
+        assert!((0..EARLIEST + 1).contains(&written_at[0]) && written_at[6] > 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Messages by id, and their steps.
 //!
 //! Each write carries a timestamp that says what stands, so that neither the order of writes matters nor who writes: of
-//! two records of one message the first in the log, of two times of a step the earliest. A step may come before its
+//! two copies of one message the one of the lowest rank, of two times of a step the earliest. A step may come before its
 //! message: it is a row without a `type`, which nobody is shown.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Cql;
 use super::call::Call;
-use super::columns::{lowest_wins, optional_time, time, timestamp};
+use super::columns::{copy_wins, lowest_wins, optional_time, time, timestamp};
 use super::gather::Write;
 use super::statements::reach;
 use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
@@ -65,9 +65,6 @@ impl MessageStore for Cql {
     }
 }
 
-/// The timestamp of a scheduled message's write: below that of every one that was sent.
-const SCHEDULED_AT: i64 = 0;
-
 fn put(call: &Call<'_>, row: &MessageRow) -> Write {
     let offset = row.accepted.1.map(super::columns::integer);
     let values = (
@@ -81,7 +78,7 @@ fn put(call: &Call<'_>, row: &MessageRow) -> Write {
         row.accepted.0 as i32,
         MaybeUnset::from_option(offset),
         row.value.clone(),
-        offset.map_or(SCHEDULED_AT, lowest_wins),
+        copy_wins(row.rank()),
     );
     Write::new(&call.statements().put_message, values, row.value.len())
 }
@@ -134,6 +131,7 @@ fn stored_message(row: Row) -> Result<Option<StoredMessage>, String> {
         created_at,
         expires_at: row.expires_at.map(timestamp),
         accepted: (row.accepted_partition.unwrap_or(0) as u32, row.accepted_offset.map(|offset| offset as u64)),
+        may_repeat: false,
         value: row.value.unwrap_or_default(),
     };
     let mut steps = steps([row.failed, row.expired, row.cancelled, row.delivered, row.read]);

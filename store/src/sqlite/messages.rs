@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
 
 use super::columns::{bytes, identity, integer, optional_timestamp, text, timestamp, unsigned};
 use super::{Operation, Sqlite};
+use crate::messages::CopyRank;
 use crate::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage};
 
 /// Most messages of a page.
@@ -44,16 +45,12 @@ const SCHEDULED: i64 = -1;
 fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
     let mut body = db.prepare_cached(
         "INSERT INTO message_body (id, type, conversation, sender, recipient, created_at, expires_at,
-             accepted_partition, accepted_offset, value)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             accepted_partition, accepted_offset, value, may_repeat)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     let mut message = db.prepare_cached(
         "INSERT INTO message (id, body) VALUES (?1, ?2)
          ON CONFLICT DO UPDATE SET body = excluded.body WHERE body IS NULL",
-    )?;
-    let mut moved = db.prepare_cached(
-        "UPDATE message_body SET created_at = ?2, accepted_offset = ?3
-         WHERE body = (SELECT body FROM message WHERE id = ?1) AND accepted_offset = ?4",
     )?;
     let mut sent = db.prepare_cached(
         "INSERT INTO sent (business, id, type, phone, expires_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -74,17 +71,46 @@ fn put(db: &Connection, rows: &[MessageRow]) -> Result<()> {
             expires_at,
             partition,
             offset,
-            value
+            value,
+            row.may_repeat
         ])?;
         if message.execute(params![id, inserted])? == 0 {
-            // A replay, or a scheduled one that is sent now: the message is there, with its own value.
-            db.prepare_cached("DELETE FROM message_body WHERE body = ?1")?.execute([inserted])?;
-            moved.execute(params![id, created_at, offset, SCHEDULED])?;
+            keep_one(db, row, inserted)?;
         } else if let Some(business) = row.sender.business() {
             let phone = row.recipient.phone().map(|phone| integer(phone.digits()));
             sent.execute(params![business.as_str(), id, message_type, phone, expires_at, inserted])?;
         }
     }
+    Ok(())
+}
+
+/// Of two copies of a message, the one that is there and the `inserted` one, keeps the one that stands.
+fn keep_one(db: &Connection, row: &MessageRow, inserted: i64) -> Result<()> {
+    let (known, rank) = db
+        .prepare_cached(
+            "SELECT b.body, accepted_partition, accepted_offset, may_repeat
+             FROM message m JOIN message_body b ON b.body = m.body WHERE m.id = ?1",
+        )?
+        .query_row([row.id.as_bytes()], |known| {
+            let rank = match accepted_offset(known, 2)? {
+                Some(offset) => CopyRank::Accepted { may_repeat: known.get(3)?, partition: known.get(1)?, offset },
+                None => CopyRank::Scheduled,
+            };
+            Ok((known.get::<_, i64>(0)?, rank))
+        })?;
+    let dropped = if row.rank() < rank {
+        db.prepare_cached("UPDATE message SET body = ?2 WHERE id = ?1")?
+            .execute(params![row.id.as_bytes(), inserted])?;
+        if let Some(business) = row.sender.business() {
+            let expires_at = row.expires_at.map(Timestamp::as_millis);
+            db.prepare_cached("UPDATE sent SET body = ?3, expires_at = ?4 WHERE business = ?1 AND id = ?2")?
+                .execute(params![business.as_str(), row.id.as_bytes(), inserted, expires_at])?;
+        }
+        known
+    } else {
+        inserted
+    };
+    db.prepare_cached("DELETE FROM message_body WHERE body = ?1")?.execute([dropped])?;
     Ok(())
 }
 
@@ -158,6 +184,7 @@ fn stored_message(row: &Row<'_>) -> Result<StoredMessage> {
         created_at: timestamp(row, 11)?,
         expires_at: optional_timestamp(row, 12)?,
         accepted: (row.get(13)?, accepted_offset(row, 14)?),
+        may_repeat: false,
         value: bytes(row, 15)?,
     };
     if row_of_message.accepted.1.is_some() {

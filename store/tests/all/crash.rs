@@ -39,6 +39,7 @@ fn message_row(row: &StreamRow) -> MessageRow {
         created_at: start(),
         expires_at: None,
         accepted: (0, Some(row.position.offset)),
+        may_repeat: false,
         value: row.value.clone(),
     }
 }

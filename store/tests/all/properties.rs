@@ -75,6 +75,7 @@ fn message(number: u64) -> MessageRow {
         created_at: start(),
         expires_at: None,
         accepted: (0, Some(number)),
+        may_repeat: false,
         value: Bytes::new(),
     }
 }

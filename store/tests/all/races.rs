@@ -150,6 +150,7 @@ fn message(number: u32, at: Timestamp) -> MessageRow {
         created_at: at,
         expires_at: None,
         accepted: (number % 12, Some(u64::from(number))),
+        may_repeat: false,
         value: Bytes::from(number.to_string()),
     }
 }

@@ -17,6 +17,7 @@ fn message_of(subject: &Subject, row: &ChatRow) -> MessageRow {
         created_at: row.at,
         expires_at: row.expires_at,
         accepted: (subject.space % 6, Some(row.position.offset)),
+        may_repeat: false,
         value: row.value.clone(),
     }
 }
