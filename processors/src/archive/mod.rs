@@ -35,8 +35,8 @@ use crate::{Undecodable, by_topic, decode, pause};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// How far back repeats of what was said are looked for in memory, in milliseconds of record time; older ones are looked
-    /// for in the history.
+    /// How long an id of what was said is kept in memory to find repeats, in milliseconds by this process's clock; older ones
+    /// are looked for in the history.
     pub window_ms: u64,
     /// Most ids in the window of a partition: about 60 bytes each.
     pub window_ids: usize,
@@ -96,8 +96,8 @@ impl Archive {
             let chat = row.as_ref().ok().map(|row| chat_row(row, self.epoch)).transpose();
             match chat {
                 Ok(chat) => {
-                    let (stamped, may_repeat) = (record.timestamp, record.headers.get(headers::REPEAT).is_some());
-                    said.extend(chat.flatten().map(|row| Said { place, stamped, may_repeat, row }));
+                    let may_repeat = record.headers.get(headers::REPEAT).is_some();
+                    said.extend(chat.flatten().map(|row| Said { place, may_repeat, row }));
                 }
                 Err(error) => {
                     outcomes.push(self.collect(Err(error), &mut rows));

@@ -22,8 +22,6 @@ const PREVIOUS_CONVERSATIONS: usize = 50_000;
 pub(super) struct Said {
     /// Its place in the batch.
     pub(super) place: usize,
-    /// When its record was stamped.
-    pub(super) stamped: Timestamp,
     /// Whether its record says that there may be an earlier one, which may be of another partition.
     pub(super) may_repeat: bool,
     pub(super) row: ChatRow,
@@ -45,10 +43,10 @@ impl Partition {
     }
 
     /// Drops what is known to repeat an earlier record; whether the ids that are given back do, the history must say.
-    fn drop_repeats(&self, said: &mut Vec<Said>) -> Vec<MessageId> {
+    fn drop_repeats(&self, said: &mut Vec<Said>, now: Timestamp) -> Vec<MessageId> {
         let (mut in_batch, mut asked) = (AHashSet::with_capacity(said.len()), Vec::new());
         said.retain(|Said { row, may_repeat, .. }| {
-            let repeat = match self.window.repeats(row.id, row.position.offset) {
+            let repeat = match self.window.repeats(row.id, row.position.offset, now) {
                 _ if !in_batch.insert(row.id) => Repeat::Yes,
                 Repeat::No if *may_repeat => Repeat::AskStore,
                 known => known,
@@ -75,7 +73,8 @@ impl Archive {
             return Ok(());
         }
         let spoken = said.len();
-        let asked = of.drop_repeats(said);
+        let now = self.clock.now();
+        let asked = of.drop_repeats(said, now);
         let put = self.store.messages.put(rows);
         let written = if asked.is_empty() {
             let (put, appended) = tokio::join!(put, self.append(said));
@@ -88,9 +87,8 @@ impl Archive {
         self.changed(said.iter().flat_map(changed)).await;
         written?;
         // Not before: a batch that is taken again must find the window as it was.
-        let now = self.clock.now();
-        for Said { row, stamped, .. } in &*said {
-            of.window.enter(row.id, row.position.offset, *stamped, now);
+        for Said { row, .. } in &*said {
+            of.window.enter(row.id, row.position.offset, now);
         }
         counter!(ARCHIVE_REPEATS).increment((spoken - said.len()) as u64);
         Ok(())

@@ -42,6 +42,9 @@ use crate::{pause, prioritize};
 /// Records that are read at once when a window is read back.
 const READ_BACK: usize = 1_000;
 
+/// Newest records that say of which time a partition is.
+const NEWEST: u64 = 101;
+
 /// How long the log may take to give the next records of a window that is read back.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -55,8 +58,8 @@ pub struct Options {
     /// Of records that wait in all lanes, how many are taken of high, normal, low and bulk in turn. Zero counts as one: no
     /// lane starves.
     pub weights: [u32; 4],
-    /// How far back repeats are looked for in memory, in milliseconds of record time; older ones are looked for in the
-    /// stream.
+    /// How long an id is kept in memory to find repeats, in milliseconds by this process's clock; older ones are looked for
+    /// in the stream.
     pub window_ms: u64,
     /// Most ids in the window of one lane's partition: about 60 bytes each.
     pub window_ids: usize,
@@ -171,7 +174,7 @@ impl Route {
                 Err(error) => outcomes.push(error.into()),
             }
         }
-        self.drop_repeats(&partition.windows, &mut arrivals).await?;
+        self.drop_repeats(&partition.windows, &mut arrivals, now).await?;
         if arrivals.is_empty() {
             return Ok(outcomes);
         }
@@ -181,7 +184,7 @@ impl Route {
         // Not before: a batch that is taken again must find the window as it was.
         for Arrival { row, .. } in &arrivals {
             let window = &mut partition.windows[row.position.lane.index()];
-            window.enter(row.id, row.position.offset, row.at, now);
+            window.enter(row.id, row.position.offset, now);
         }
         let online = self.online(&arrivals).await;
         for (place, hints) in self.hints(&mut partition.previous, &arrivals, &online, batch, now).await {
@@ -220,7 +223,12 @@ impl Route {
 
     /// Drops what repeats an earlier record of the lane's partition, in the window or in this batch. Those that are too old
     /// for the window, or were redriven, are looked up in the stream, all at once.
-    async fn drop_repeats(&self, windows: &[Window; 4], arrivals: &mut Vec<Arrival>) -> Result<(), StoreError> {
+    async fn drop_repeats(
+        &self,
+        windows: &[Window; 4],
+        arrivals: &mut Vec<Arrival>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let before = arrivals.len();
         let mut in_batch: AHashSet<(Lane, MessageId)> = AHashSet::with_capacity(before);
         let mut asked: Vec<(Phone, StreamPosition, MessageId)> = Vec::new();
@@ -229,7 +237,7 @@ impl Route {
             let repeat = match in_batch.insert((lane, row.id)) {
                 false => Repeat::Yes,
                 true if *is_redriven => Repeat::AskStore,
-                true => windows[lane.index()].repeats(row.id, offset),
+                true => windows[lane.index()].repeats(row.id, offset, now),
             };
             if repeat == Repeat::AskStore {
                 asked.push((row.phone, row.position, row.id));
@@ -400,9 +408,7 @@ impl Route {
         if next <= bounds.start {
             return Ok(Window::new(span_ms, most, now));
         }
-        let mut newest = log.read(topic, partition, next - 1).await?;
-        let last = first_of(&mut *newest).await?.first().map_or(now, |record| record.timestamp.min(now));
-        let from_time = last.plus_millis(-span_ms);
+        let from_time = self.usual_time(topic, partition, (bounds.start, next)).await?.plus_millis(-span_ms);
         let from = log.offset_at(topic, partition, from_time).await?.min(next);
         let covered_from = if from == 0 { Timestamp::from_millis(i64::MIN) } else { from_time };
         let mut window = Window::new(span_ms, most, covered_from);
@@ -410,11 +416,31 @@ impl Route {
         while reader.next_offset() < next {
             for record in first_of(&mut *reader).await?.iter().filter(|record| record.position.offset < next) {
                 if let Ok(envelope) = Envelope::read(&record.headers) {
-                    window.enter(envelope.id, record.position.offset, record.timestamp, now);
+                    window.enter(envelope.id, record.position.offset, now);
                 }
             }
         }
         Ok(window)
+    }
+
+    /// The time of the newest records before `next`: the middle one of a few, so that a single host whose clock is wrong does
+    /// not decide.
+    async fn usual_time(
+        &self,
+        topic: Topic,
+        partition: u32,
+        (start, next): (u64, u64),
+    ) -> Result<Timestamp, ReadBackError> {
+        let now = self.clock.now();
+        let mut reader = self.ports.log.read(topic, partition, next.saturating_sub(NEWEST).max(start)).await?;
+        let mut times = Vec::new();
+        while reader.next_offset() < next {
+            let records = first_of(&mut *reader).await?;
+            let before = records.iter().filter(|record| record.position.offset < next);
+            times.extend(before.map(|record| record.timestamp.min(now)));
+        }
+        times.sort_unstable();
+        Ok(times.get(times.len() / 2).copied().unwrap_or(now))
     }
 }
 

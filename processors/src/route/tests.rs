@@ -318,8 +318,8 @@ async fn a_window_read_back_knows_what_stood_before_and_not_what_comes() {
     rig.enqueue(&sent, Lane::Normal).await;
     rig.crash().await;
     let window = &rig.state.windows[Lane::Normal.index()];
-    assert_eq!((window.repeats(sent.id, 1), window.repeats(sent.id, 0)), (Repeat::Yes, Repeat::No));
-    assert_eq!(rig.state.windows[Lane::High.index()].repeats(sent.id, 0), Repeat::No);
+    assert_eq!((window.repeats(sent.id, 1, START), window.repeats(sent.id, 0, START)), (Repeat::Yes, Repeat::No));
+    assert_eq!(rig.state.windows[Lane::High.index()].repeats(sent.id, 0, START), Repeat::No);
 }
 
 #[tokio::test]

@@ -2,15 +2,18 @@
 //! offset of each. What the window cannot know it says so, and the store is asked. So every owner decides alike, whatever
 //! it remembers.
 
+mod ahead;
 mod queue;
 
 use ahash::RandomState;
 use eshaar_model::{MessageId, Timestamp};
 use hashbrown::HashTable;
 
+use self::ahead::Ahead;
 use self::queue::Queue;
 
-/// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, in milliseconds.
+/// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, or of this process's,
+/// in milliseconds. The store is asked about ids that are further ahead.
 const SKEW_MS: i64 = 10_000;
 
 /// Whether a record repeats an earlier one of its partition.
@@ -20,33 +23,41 @@ pub(crate) enum Repeat {
     Yes,
     /// It does not.
     No,
-    /// The id is older than what the window covers: the store knows.
+    /// The window does not cover the id: the store knows.
     AskStore,
 }
 
-/// The window of one partition. Holds at most `most` ids, at about 40 bytes each.
+/// The window of one partition. Holds at most `most` ids, at about 50 bytes each.
+///
+/// Only the clock of this process and the number of ids decide how long an id is kept. Times that other hosts wrote (in ids,
+/// in records) decide only about the ids of those hosts: a clock that is ahead never takes anything from the others.
 #[derive(Debug)]
 pub(crate) struct Window {
     span_ms: i64,
     most: usize,
-    /// In the order they were seen.
+    /// In the order they were entered.
     seen: Queue<Seen>,
     /// The places of all in `seen`, to be found by id.
     places: HashTable<u32>,
     hasher: RandomState,
-    /// The newest time that a record was stamped with.
-    newest: Timestamp,
-    /// The ids of all records stamped from then on are here.
+    /// The ids of all records stamped from then on were entered.
     covered_from: Timestamp,
+    /// The latest time of an id that was let go.
+    let_go_to: Timestamp,
+    /// Ids from the future.
+    ahead: Ahead,
 }
 
 /// An id, and the lowest offset that it stands at.
 #[derive(Debug)]
 struct Seen {
     id: MessageId,
-    at: Timestamp,
+    entered_at: Timestamp,
     lowest: u64,
 }
+
+/// Before all times: nothing is missing.
+const BEGINNING: Timestamp = Timestamp::from_millis(i64::MIN);
 
 impl Window {
     /// An empty window; records stamped before `covered_from` are not in it.
@@ -57,24 +68,26 @@ impl Window {
             seen: Queue::default(),
             places: HashTable::new(),
             hasher: RandomState::new(),
-            newest: Timestamp::from_millis(i64::MIN),
             covered_from,
+            let_go_to: BEGINNING,
+            ahead: Ahead::new(most),
         }
     }
 
-    /// Whether the message at `offset` repeats one at a lower offset.
-    pub(crate) fn repeats(&self, id: MessageId, offset: u64) -> Repeat {
+    /// Whether the message at `offset` repeats one at a lower offset. `now` decides which ids are from the future.
+    pub(crate) fn repeats(&self, id: MessageId, offset: u64, now: Timestamp) -> Repeat {
         let place = self.places.find(self.hasher.hash_one(id), |place| self.is_at(id, *place));
-        match place.and_then(|place| self.seen.get(*place)) {
-            Some(seen) if seen.lowest < offset => Repeat::Yes,
-            None if id.made_at() < self.covered_from.plus_millis(SKEW_MS) && self.has_edge() => Repeat::AskStore,
+        let seen = place.and_then(|place| self.seen.get(*place)).map(|seen| seen.lowest);
+        match seen.or_else(|| self.ahead.lowest(id)) {
+            Some(lowest) if lowest < offset => Repeat::Yes,
+            None if self.has_edge() && !self.covers(id, now) => Repeat::AskStore,
             // New; or this very record, taken again: one that stands before it would have been entered before it.
             Some(_) | None => Repeat::No,
         }
     }
 
-    /// Remembers the message at `offset`, stamped `at`; `now` bounds how far a stamp from the future moves the window.
-    pub(crate) fn enter(&mut self, id: MessageId, offset: u64, at: Timestamp, now: Timestamp) {
+    /// Remembers the message at `offset`, which was handled `now`.
+    pub(crate) fn enter(&mut self, id: MessageId, offset: u64, now: Timestamp) {
         let (seen, hasher) = (&mut self.seen, &self.hasher);
         let hash = hasher.hash_one(id);
         if let Some(place) = self.places.find(hash, |place| seen.get(*place).is_some_and(|seen| seen.id == id)) {
@@ -83,35 +96,60 @@ impl Window {
             }
             return;
         }
-        let place = seen.push(Seen { id, at, lowest: offset });
+        if is_from_the_future(id, now) || self.ahead.lowest(id).is_some() {
+            self.ahead.enter(id, offset);
+            return;
+        }
+        let place = seen.push(Seen { id, entered_at: now, lowest: offset });
         self.places.insert_unique(hash, place, |place| seen.get(*place).map_or(0, |seen| hasher.hash_one(seen.id)));
-        self.newest = self.newest.max(at.min(now));
-        self.forget();
+        // A clock that was ahead when the window was opened has been set back since.
+        self.covered_from = self.covered_from.min(now.plus_millis(self.span_ms));
+        self.forget(now);
     }
 
-    /// Lets go of the oldest seen while they are older than the span, or too many.
-    fn forget(&mut self) {
-        let horizon = self.newest.plus_millis(-self.span_ms);
-        while let Some((place, Seen { id, at, .. })) = self.seen.front() {
-            if *at >= horizon && self.seen.len() <= self.most {
+    /// Lets go of what was entered first while it is older than the span, or there is too much.
+    fn forget(&mut self, now: Timestamp) {
+        let horizon = now.plus_millis(-self.span_ms);
+        while let Some((place, Seen { id, entered_at, lowest })) = self.seen.front() {
+            if *entered_at >= horizon && self.seen.len() <= self.most {
                 break;
             }
-            self.covered_from = self.covered_from.max(at.plus_millis(1));
+            if is_from_the_future(*id, now) {
+                self.ahead.enter(*id, *lowest);
+            } else {
+                self.let_go_to = self.let_go_to.max(id.made_at());
+            }
             if let Ok(found) = self.places.find_entry(self.hasher.hash_one(id), |other| *other == place) {
                 found.remove();
             }
             self.seen.pop_front();
         }
+        self.ahead.forget_until(self.let_go_to);
     }
 
     fn is_at(&self, id: MessageId, place: u32) -> bool {
         self.seen.get(place).is_some_and(|seen| seen.id == id)
     }
 
-    /// Whether anything is not covered: a window that was there from the first record on covers all.
-    fn has_edge(&self) -> bool {
-        self.covered_from.as_millis() > i64::MIN
+    /// Whether an id that is not in the window is in no earlier record.
+    fn covers(&self, id: MessageId, now: Timestamp) -> bool {
+        let made_at = id.made_at();
+        made_at > self.let_go_to
+            && made_at >= self.covered_from.plus_millis(SKEW_MS)
+            && !is_from_the_future(id, now)
+            && !self.ahead.may_have_had(id)
     }
+
+    /// Whether anything is not covered: a window that was there from the first record on and let go of nothing covers all.
+    const fn has_edge(&self) -> bool {
+        self.covered_from.as_millis() > BEGINNING.as_millis()
+            || self.let_go_to.as_millis() > BEGINNING.as_millis()
+            || self.ahead.has_let_go()
+    }
+}
+
+fn is_from_the_future(id: MessageId, now: Timestamp) -> bool {
+    id.made_at().millis_since(now) > SKEW_MS
 }
 
 #[cfg(test)]
@@ -121,7 +159,7 @@ mod tests {
     use super::*;
 
     const SPAN_MS: i64 = 120_000;
-    const BEGINNING: Timestamp = Timestamp::from_millis(i64::MIN);
+    const DAY_MS: i64 = 24 * 3_600_000;
     const START: Timestamp = Timestamp::from_millis(1_760_000_000_000);
 
     fn after(millis: i64) -> Timestamp {
@@ -132,63 +170,115 @@ mod tests {
     fn an_id_at_a_lower_offset_makes_a_repeat_and_its_own_offset_does_not() {
         let mut window = Window::new(SPAN_MS, 10, BEGINNING);
         let id = MessageId::new(START);
-        assert_eq!(window.repeats(id, 5), Repeat::No);
-        window.enter(id, 5, START, START);
-        assert_eq!((window.repeats(id, 5), window.repeats(id, 6)), (Repeat::No, Repeat::Yes));
+        assert_eq!(window.repeats(id, 5, START), Repeat::No);
+        window.enter(id, 5, START);
+        assert_eq!((window.repeats(id, 5, START), window.repeats(id, 6, START)), (Repeat::No, Repeat::Yes));
     }
 
     #[test]
     fn an_id_older_than_what_is_covered_is_asked_of_the_store() {
         let window = Window::new(SPAN_MS, 10, START);
-        assert_eq!(window.repeats(MessageId::new(after(-1)), 5), Repeat::AskStore);
-        assert_eq!(window.repeats(MessageId::new(after(SKEW_MS)), 5), Repeat::No);
+        let now = after(SKEW_MS);
+        assert_eq!(window.repeats(MessageId::new(after(-1)), 5, now), Repeat::AskStore);
+        assert_eq!(window.repeats(MessageId::new(now), 5, now), Repeat::No);
     }
 
     #[test]
     fn a_window_that_is_full_covers_less_and_says_so() {
         let mut window = Window::new(SPAN_MS, 2, BEGINNING);
         let ids: Vec<MessageId> = (0..3).map(|second| MessageId::new(after(second * 20_000))).collect();
+        let now = after(100_000);
         for (offset, id) in ids.iter().enumerate() {
-            window.enter(*id, offset as u64, id.made_at(), after(1_000_000));
+            window.enter(*id, offset as u64, now);
         }
-        assert_eq!(window.repeats(ids[0], 9), Repeat::AskStore);
-        assert_eq!((window.repeats(ids[1], 9), window.repeats(ids[2], 9)), (Repeat::Yes, Repeat::Yes));
+        assert_eq!(window.repeats(ids[0], 9, now), Repeat::AskStore);
+        assert_eq!((window.repeats(ids[1], 9, now), window.repeats(ids[2], 9, now)), (Repeat::Yes, Repeat::Yes));
     }
 
     #[test]
-    fn a_stamp_from_the_future_does_not_empty_the_window() {
+    fn an_id_is_kept_for_the_span_by_this_clock_whatever_its_record_says() {
         let mut window = Window::new(SPAN_MS, 10, BEGINNING);
-        let id = MessageId::new(START);
-        window.enter(id, 1, START, START);
-        window.enter(MessageId::new(START), 2, after(3_600_000), START);
-        assert_eq!(window.repeats(id, 3), Repeat::Yes);
+        let (old, id) = (MessageId::new(after(-DAY_MS)), MessageId::new(START));
+        window.enter(old, 1, START);
+        window.enter(id, 2, START);
+        window.enter(MessageId::new(after(DAY_MS)), 3, after(SPAN_MS));
+        assert_eq!((window.repeats(old, 4, START), window.repeats(id, 4, START)), (Repeat::Yes, Repeat::Yes));
+        window.enter(MessageId::new(after(SPAN_MS + 1)), 5, after(SPAN_MS + 1));
+        assert_eq!(window.repeats(id, 6, after(SPAN_MS + 1)), Repeat::AskStore);
+    }
+
+    /// A host whose clock is a day ahead, among others: the store is asked about that host's messages, never about the others'.
+    #[test]
+    fn a_host_that_is_ahead_costs_the_others_nothing() {
+        for (most, now_ms) in [(10, 0), (1_000, 10 * SPAN_MS)] {
+            let mut window = Window::new(SPAN_MS, most, after(-DAY_MS));
+            for round in 0..200 {
+                let now = after(now_ms * round / 200 + round);
+                let (honest, ahead) = (MessageId::new(now), MessageId::new(now.plus_millis(DAY_MS)));
+                assert_eq!(window.repeats(honest, 2 * round as u64, now), Repeat::No, "{round}");
+                assert_eq!(window.repeats(ahead, 2 * round as u64, now), Repeat::AskStore, "{round}");
+                window.enter(honest, 2 * round as u64, now);
+                window.enter(ahead, 2 * round as u64 + 1, now);
+                assert_eq!(window.repeats(ahead, 10_000, now), Repeat::Yes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_that_was_opened_by_a_clock_that_was_ahead_covers_what_comes_once_the_clock_is_right() {
+        let mut window = Window::new(SPAN_MS, 10, after(DAY_MS));
+        assert_eq!(window.repeats(MessageId::new(START), 1, START), Repeat::AskStore);
+        window.enter(MessageId::new(START), 1, START);
+        let later = after(SPAN_MS + SKEW_MS);
+        assert_eq!(window.repeats(MessageId::new(later), 2, later), Repeat::No);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// R4.3: whatever comes, in whatever order and with whatever stamps, the window never calls a message new that stood
-        /// before, and never calls one a repeat that did not.
+        /// R4.3: whatever comes, in whatever order, minted by clocks that are days off, while this clock jumps: the window never
+        /// calls a message new that stood before, and never calls one a repeat that did not.
         #[test]
         fn the_window_is_never_wrong(
-            records in prop::collection::vec((0_usize..40, 0_i64..600_000), 1..200),
+            records in prop::collection::vec((0_usize..40, 0_i64..60_000), 1..200),
+            hosts in prop::collection::vec(prop_oneof![3 => Just(0), 1 => -2 * DAY_MS..2 * DAY_MS], 40),
+            jump in prop_oneof![2 => Just((0, 0)), 1 => (0_usize..200, -DAY_MS..DAY_MS)],
             most in 1_usize..60,
-            covered in prop::option::of(0_i64..300_000),
+            covered in prop::option::of(-300_000_i64..0),
         ) {
-            let ids: Vec<MessageId> = (0..40).map(|place| MessageId::new(after(place * 10_000))).collect();
+            let ids: Vec<MessageId> = (0..40).map(|place| MessageId::new(after(hosts[place]))).collect();
             let mut window = Window::new(SPAN_MS, most, covered.map_or(BEGINNING, after));
             let mut stood = std::collections::HashSet::new();
-            for (offset, (place, delay)) in records.into_iter().enumerate() {
+            let mut passed = 0;
+            for (offset, (place, pause)) in records.into_iter().enumerate() {
+                passed += pause;
+                // From this record on the clock of this process is wrong by so much.
+                let now = after(passed + if offset >= jump.0 { jump.1.min(passed) } else { 0 });
                 let (id, offset) = (ids[place], offset as u64);
-                // A record is stamped when its id is minted, or later.
-                let stamped = id.made_at().plus_millis(delay);
-                match window.repeats(id, offset) {
+                match window.repeats(id, offset, now) {
                     Repeat::Yes => prop_assert!(stood.contains(&id)),
                     Repeat::No => prop_assert!(!stood.contains(&id)),
                     Repeat::AskStore => {}
                 }
                 stood.insert(id);
-                window.enter(id, offset, stamped, after(2_000_000));
+                window.enter(id, offset, now);
+            }
+        }
+
+        /// A host whose clock is far ahead never has the store asked about the messages of others, whatever is taken when.
+        #[test]
+        fn a_hostile_clock_degrades_nobody_else(
+            records in prop::collection::vec((any::<bool>(), 0_i64..5_000, 60_000_i64..30 * DAY_MS), 1..200),
+            most in 1_usize..60,
+        ) {
+            let mut window = Window::new(SPAN_MS, most, after(-DAY_MS));
+            let mut now = START;
+            for (offset, (is_honest, pause, ahead)) in records.into_iter().enumerate() {
+                now = now.plus_millis(pause + 1);
+                let id = MessageId::new(if is_honest { now } else { now.plus_millis(ahead) });
+                let repeat = window.repeats(id, offset as u64, now);
+                prop_assert_eq!(repeat, if is_honest { Repeat::No } else { Repeat::AskStore });
+                window.enter(id, offset as u64, now);
             }
         }
     }
