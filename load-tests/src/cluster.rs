@@ -244,6 +244,11 @@ impl Cluster {
         Engines::read(&self.options.engines)?.forget(&self.name).await
     }
 
+    /// Deletes everything that the lanes hold.
+    pub async fn delete_lanes(&self) -> anyhow::Result<()> {
+        Engines::read(&self.options.engines)?.delete_lanes(&self.name).await
+    }
+
     /// Runs `scripts/engines COMMAND DIR ENGINE`.
     pub async fn engine(&self, command: &str, engine: &str) -> anyhow::Result<()> {
         let script = std::env::current_dir()?.join("scripts/engines");

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use eshaar_topics::Topic;
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use scylla::client::session_builder::SessionBuilder;
 
 /// How long brokers may take to delete topics.
@@ -63,6 +63,25 @@ impl Engines {
         let deleted = admin.delete_topics(&topics, &within).await.context("deleting the topics")?;
         for one in deleted {
             one.map_err(|(topic, error)| anyhow::anyhow!("topic {topic} is not deleted: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes everything that the lanes of what was configured as `name` hold.
+    pub(crate) async fn delete_lanes(&self, name: &str) -> anyhow::Result<()> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.of("ENGINE_KAFKA"));
+        let admin: AdminClient<_> = config.create().context("connecting to Kafka")?;
+        let mut all = TopicPartitionList::new();
+        for lane in Topic::ALL.into_iter().filter(|topic| topic.lane().is_some()) {
+            for partition in 0..lane.spec().partitions {
+                all.add_partition_offset(&format!("{name}.{lane}"), i32::try_from(partition)?, Offset::End)?;
+            }
+        }
+        let within = AdminOptions::new().request_timeout(Some(DELETED_WITHIN));
+        let deleted = admin.delete_records(&all, &within).await.context("deleting records")?;
+        for partition in deleted.elements() {
+            partition.error().with_context(|| format!("deleting records of {}", partition.topic()))?;
         }
         Ok(())
     }

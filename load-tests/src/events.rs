@@ -40,6 +40,8 @@ pub enum Act {
     Restart,
     /// One more of the role, which leaves in order.
     Join,
+    /// Of Kafka: after that time everything is deleted that lanes hold, whoever has read it or not.
+    DeleteLanes,
 }
 
 /// To whom.
@@ -86,6 +88,7 @@ impl fmt::Display for Event {
             Act::Pause => "pause",
             Act::Restart => "restart",
             Act::Join => "join",
+            Act::DeleteLanes => "delete the lanes of",
         };
         write!(f, "{act} {} {} for {} ms", self.whom.name(), self.number, self.for_ms)
     }
@@ -97,6 +100,8 @@ impl Event {
         anyhow::ensure!((0.0..=1.0).contains(&self.at), "`chaos.events.at` is a fraction");
         let of_engine = self.whom.role().is_none();
         anyhow::ensure!(!of_engine || self.act != Act::Join, "{} cannot join", self.whom.name());
+        let has_lanes = self.whom == Whom::Kafka;
+        anyhow::ensure!(has_lanes || self.act != Act::DeleteLanes, "{} has no lanes", self.whom.name());
         Ok(())
     }
 
@@ -107,15 +112,19 @@ impl Event {
             Act::Kill => cluster.kill(role, self.number, lasting).await,
             Act::Pause => cluster.pause(role, self.number, lasting).await,
             Act::Restart => cluster.restart(role, self.number, lasting).await,
-            Act::Join => cluster.join(role, lasting).await,
+            Act::Join | Act::DeleteLanes => cluster.join(role, lasting).await,
         }
     }
 
     async fn happen_to_engine(self, cluster: &Cluster, lasting: Duration) -> anyhow::Result<()> {
+        if self.act == Act::DeleteLanes {
+            sleep(lasting).await;
+            return cluster.delete_lanes().await;
+        }
         let (begin, end) = match self.act {
             Act::Pause => ("pause", "resume"),
             Act::Restart => ("stop", "restart"),
-            Act::Kill | Act::Join => ("kill", "restart"),
+            Act::Kill | Act::Join | Act::DeleteLanes => ("kill", "restart"),
         };
         cluster.engine(begin, self.whom.name()).await?;
         sleep(lasting).await;

@@ -20,6 +20,8 @@ pub mod route;
 pub mod schedule;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod unread;
 pub mod webhooks;
 mod whereabouts;
 mod window;
@@ -307,7 +309,7 @@ mod tests {
 
     const PHONES: u32 = 10;
 
-    fn deps(engines: &Engines) -> Deps {
+    pub(super) fn deps(engines: &Engines) -> Deps {
         Deps {
             log: Arc::new(engines.log.clone()),
             codecs: engines.codecs.clone(),

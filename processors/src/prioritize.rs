@@ -102,7 +102,8 @@ fn decide(envelope: &Envelope<'_>, is_cancelled: bool, now: Timestamp) -> Decisi
     }
 }
 
-fn lane_record(record: &Received, envelope: &Envelope<'_>) -> NewRecord {
+/// The record of its lane for one of `messages.accepted`.
+pub(crate) fn lane_record(record: &Received, envelope: &Envelope<'_>) -> NewRecord {
     let key = record.headers.get(headers::TO).map_or_else(|| record.key.clone(), Bytes::copy_from_slice);
     let accepted = format!("{}:{}", record.position.partition, record.position.offset);
     NewRecord {

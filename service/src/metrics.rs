@@ -36,11 +36,13 @@ metrics_list! {
     STAGE_STUCK = Gauge, "eshaar_stage_stuck", Count, "Partitions of a stage that make no progress, by stage.";
     LOG_APPENDED = Counter, "eshaar_log_appended_records_total", Count, "Records appended to the log, by topic.";
     LOG_APPEND_SECONDS = Histogram, "eshaar_log_append_seconds", Seconds, "Time from append to acknowledgement, by durability.";
+    LOG_DELETED_UNREAD = Counter, "eshaar_log_deleted_unread_total", Count, "Records that the log deleted before a stage had read them, by stage and topic.";
     LOG_COMMIT_RECORDS = Histogram, "eshaar_log_group_commit_records", Count, "Records that shared a group commit.";
     CACHE_LOOKUPS = Counter, "eshaar_cache_lookups_total", Count, "What was looked for in a cache, by cache (conversations, unread or newest) and outcome: hit, miss, or unavailable.";
     STORE_SECONDS = Histogram, "eshaar_store_seconds", Seconds, "Time of a store operation, by operation.";
     ARCHIVE_REPEATS = Counter, "eshaar_archive_repeats_total", Count, "Records of what was said that were not told because they repeat an earlier one.";
     ROUTE_REPEATS = Counter, "eshaar_route_repeats_total", Count, "Records dropped because they repeat an earlier one.";
+    ROUTE_RECOVERED = Counter, "eshaar_route_recovered_total", Count, "Messages that were deleted from a lane unread and carried on from what was accepted, by outcome: forwarded or expired.";
     ROUTE_HINTS = Counter, "eshaar_route_hints_total", Count, "Delivery hints sent to gateways.";
     EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";
     CANCELLED = Counter, "eshaar_messages_cancelled_total", Count, "Messages dropped because their sender took them back, by stage.";

@@ -134,6 +134,9 @@ fn health(engines: &Engines, role: Role, watchdog: Watchdog, draining: Cancellat
         ),
     ];
     if role.processes() {
+        let unread = watchdog.clone();
+        let unread = check(move || std::future::ready(unread.check_unread()));
+        dependencies.push(dependency("unread", false, unread));
         let progress = check(move || std::future::ready(watchdog.check()));
         dependencies.push(dependency("stages", role == Role::Processors, progress));
     }

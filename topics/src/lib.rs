@@ -22,8 +22,8 @@ pub use cancelled::Cancelled;
 pub use catalogue::{Durability, Topic, TopicSpec};
 pub use headers::Headers;
 pub use log::{
-    AppendError, Assignment, Bounds, Committer, Consumer, ConsumerEvent, Log, LogError, PartitionStream, Reader,
-    Release, StartAt,
+    AppendError, Assignment, Bounds, Committer, Consumer, ConsumerEvent, Gap, Log, LogError, PartitionStream, Reader,
+    Release, StartAt, kept_time,
 };
 pub use record::{LogPosition, NewRecord, Received, Record};
 pub use runner::{Backlogs, Outcome, Retries, Stage, StageError};

@@ -74,6 +74,26 @@ pub struct Bounds {
     pub end: u64,
 }
 
+/// Records that a log deleted before a group had read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Topic.
+    pub topic: Topic,
+    /// Partition.
+    pub partition: u32,
+    /// The first offset that was deleted unread.
+    pub from: u64,
+    /// The first offset that is left.
+    pub to: u64,
+}
+
+impl Gap {
+    /// How many records were deleted unread.
+    pub const fn records(&self) -> u64 {
+        self.to.saturating_sub(self.from)
+    }
+}
+
 /// Where a group begins on a partition it has never committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
@@ -141,6 +161,12 @@ pub trait Reader: Send {
     /// The offset that will be read next.
     fn next_offset(&self) -> u64;
 
+    /// The records between the offset that the group has committed (0 where it never has, and begins at the oldest) and the
+    /// one that this reader began at, if the log had deleted some: nobody of the group has read them. `None` without a group.
+    fn gap_before(&self) -> Option<Gap> {
+        None
+    }
+
     /// Waits until [`Reader::take`] has at least one record to give.
     async fn ready(&mut self) -> Result<(), LogError>;
 
@@ -206,6 +232,13 @@ pub trait Committer: Send + Sync {
     /// another member by now. Durable as the log's derived topics are: a power cut may take it back, never ahead of
     /// what it stands for.
     async fn commit(&self, generation: u64, offsets: &[(Topic, u32, u64)]) -> Result<(), LogError>;
+}
+
+/// The time that a record is written with by whoever forwards it: its own, unless that is so old that retention would soon
+/// delete the record. So each record is kept for at least half of what its topic keeps, from when it is appended.
+pub fn kept_time(topic: Topic, timestamp: Timestamp, now: Timestamp) -> Timestamp {
+    let kept_ms = i64::try_from(topic.spec().kept_ms).unwrap_or(i64::MAX);
+    timestamp.max(now.plus_millis(-(kept_ms / 2)))
 }
 
 /// Whether a record may be appended at all, on any engine.

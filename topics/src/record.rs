@@ -29,7 +29,7 @@ pub struct NewRecord {
     pub value: Bytes,
     /// What is needed without decoding the value.
     pub headers: Headers,
-    /// When it was made. A record that is forwarded keeps the time it was accepted at.
+    /// When it was made. A record that is forwarded keeps the time it was accepted at, within [`crate::log::kept_time`].
     pub timestamp: Timestamp,
 }
 

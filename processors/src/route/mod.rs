@@ -11,6 +11,7 @@
 
 #[cfg(test)]
 mod impaired;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,7 @@ use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
 use eshaar_store::{Store, StoreError, StreamRow};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
 use eshaar_topics::{
-    Cancelled, Log, LogError, NewRecord, Outcome, Received, Record, Retries, Stage, StageError, Topic, headers,
+    Cancelled, Gap, Log, LogError, NewRecord, Outcome, Received, Record, Retries, Stage, StageError, Topic, headers,
 };
 use futures_util::future::try_join_all;
 use metrics::counter;
@@ -142,6 +143,10 @@ impl Stage for Route {
         self.route(partition, batch)
             .await
             .unwrap_or_else(|error| vec![pause(&self.clock, self.options.pause_ms, &error)])
+    }
+
+    async fn recover(&self, gap: Gap) -> Result<u64, StageError> {
+        self.carry_on(gap).await.map_err(|error| StageError(error.to_string()))
     }
 
     async fn sync(&self) -> Result<(), StageError> {

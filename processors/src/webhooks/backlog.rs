@@ -14,7 +14,8 @@ use eshaar_model::{Attempt, BusinessId, Status, WebhookId};
 use eshaar_schemas::StatusChanged;
 use eshaar_service::metrics::{WEBHOOK_BACKLOGS, WEBHOOK_REQUESTS, WEBHOOK_SECONDS};
 use eshaar_store::WebhookCursor;
-use eshaar_topics::{Reader, Received, Topic, headers};
+use eshaar_topics::runner::deleted_unread;
+use eshaar_topics::{Gap, Reader, Received, Stage as _, Topic, headers};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use metrics::{counter, gauge, histogram};
@@ -24,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::endpoint::Endpoint;
 use super::request::{self, Answer};
-use super::{Shared, status_of};
+use super::{Shared, Webhooks, status_of};
 use crate::{Undecodable, decode};
 
 /// Most messages that one endpoint is being told of at a time, those included that wait to be tried again.
@@ -195,7 +196,12 @@ impl Teller {
         if rereading.is_none() {
             let turn = Arc::clone(&self.shared.readers).acquire_owned().await.map_err(|error| error.to_string())?;
             let reader = self.shared.log.read(Topic::MessageStatus, self.shelf.partition, from).await;
-            *rereading = Some(Rereading { reader: reader.map_err(|error| error.to_string())?, _turn: turn });
+            let reader = reader.map_err(|error| error.to_string())?;
+            let (topic, partition) = reader.source();
+            if from < reader.next_offset() {
+                deleted_unread(Webhooks::NAME, Gap { topic, partition, from, to: reader.next_offset() });
+            }
+            *rereading = Some(Rereading { reader, _turn: turn });
         }
         let Some(Rereading { reader, .. }) = rereading else { return Ok(()) };
         let ready = timeout(ENGINE_PAUSE * 5, reader.ready()).await;

@@ -2,8 +2,8 @@
 
 use eshaar_model::Timestamp;
 
-use super::{Subject, TOPIC, append_numbers, number_of, numbered, read_all, read_some};
-use crate::{Bounds, ConsumerEvent, StartAt, Topic};
+use super::{Subject, TOPIC, append_numbers, number_of, numbered, read_all, read_some, soon};
+use crate::{Assignment, Bounds, ConsumerEvent, Gap, StartAt, Topic};
 
 pub async fn records_bounds_commits_and_epoch_outlive_a_restart(subject: &mut impl Subject) {
     let (log, now) = (subject.log(), subject.now());
@@ -89,6 +89,43 @@ pub async fn a_reader_of_records_that_are_gone_goes_on_at_the_oldest(subject: &m
             last = number;
         }
     }
+}
+
+pub async fn a_group_is_told_of_records_that_were_deleted_before_it_read_them(subject: &mut impl Subject) {
+    let topic = Topic::MessagesAccepted;
+    let log = subject.log();
+    let join = async |group: &str, start| {
+        let mut consumer = log.join(group, &[topic], start).await.unwrap();
+        let Ok(ConsumerEvent::Assigned(assignment)) = soon(consumer.event()).await else { panic!("not assigned") };
+        (consumer, assignment)
+    };
+    let begins = |assignment: &Assignment, partition| {
+        let stream = assignment.partitions.iter().find(|stream| stream.source() == (topic, partition)).unwrap();
+        (stream.next_offset(), stream.gap_before())
+    };
+    for (group, committed) in [("behind", 5), ("in-time", 20)] {
+        let (consumer, assignment) = join(group, StartAt::Oldest).await;
+        assert_eq!(begins(&assignment, 0), (0, None));
+        append_numbers(&*log, topic, 0, 0..1, 1, subject.now()).await;
+        consumer.committer().commit(assignment.generation, &[(topic, 0, committed)]).await.unwrap();
+        consumer.leave().await;
+    }
+    append_numbers(&*log, topic, 0, 2..20, 10, subject.now()).await;
+    subject.age(i64::try_from(topic.spec().kept_ms).unwrap() + 1).await;
+    append_numbers(&*log, topic, 0, 20..23, 10, subject.now()).await;
+    let deleted = |from| Some(Gap { topic, partition: 0, from, to: 20 });
+    for (group, start, gap) in [
+        ("behind", StartAt::Oldest, deleted(5)),
+        ("in-time", StartAt::Oldest, None),
+        ("never", StartAt::Oldest, deleted(0)),
+    ] {
+        let (consumer, assignment) = join(group, start).await;
+        assert_eq!(begins(&assignment, 0), (20, gap), "{group}");
+        assert_eq!(begins(&assignment, 1), (0, None), "{group}");
+        consumer.leave().await;
+    }
+    let (_consumer, assignment) = join("from-the-end", StartAt::End).await;
+    assert_eq!(begins(&assignment, 0), (23, None));
 }
 
 pub async fn the_first_record_of_a_time_is_found(subject: &mut impl Subject) {

@@ -143,6 +143,7 @@ macro_rules! conformance_tests {
             records_past_their_time_go_and_offsets_go_on,
             offsets_go_on_when_every_record_is_gone,
             a_reader_of_records_that_are_gone_goes_on_at_the_oldest,
+            a_group_is_told_of_records_that_were_deleted_before_it_read_them,
             the_first_record_of_a_time_is_found,
         }
         $crate::conformance_tests! { @each $open, [$(#[$attribute])*], retries:

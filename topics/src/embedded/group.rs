@@ -129,7 +129,7 @@ impl Member {
                         end
                     }
                 });
-                streams.push(Box::new(PartitionReader::new(Arc::clone(&self.shared), index, next)));
+                streams.push(Box::new(PartitionReader::of_group(Arc::clone(&self.shared), index, next)));
             }
         }
         state.committed.extend(begun.iter().map(|((_, topic, partition), next)| ((*topic, *partition), *next)));

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::Shared;
 use super::batch::{Batch, BatchCursor};
 use super::partition::{Found, Partition};
-use crate::{LogError, Reader, Record, Topic};
+use crate::{Gap, LogError, Reader, Record, Topic};
 
 /// How many records are looked for before anybody asks for a number.
 const GLANCE: usize = 1;
@@ -25,6 +25,7 @@ pub(super) struct PartitionReader {
     /// Place of the partition in the list of all.
     index: usize,
     next: u64,
+    gap_before: Option<Gap>,
     cursor: Option<BatchCursor>,
     /// Behind the cursor, in order.
     hand: VecDeque<Batch>,
@@ -37,7 +38,15 @@ impl PartitionReader {
     pub fn new(shared: Arc<Shared>, index: usize, offset: u64) -> Self {
         let bounds = shared.partitions.at(index).bounds();
         let next = offset.clamp(bounds.start, bounds.end);
-        Self { shared, index, next, cursor: None, hand: VecDeque::new(), fetch: None }
+        Self { shared, index, next, gap_before: None, cursor: None, hand: VecDeque::new(), fetch: None }
+    }
+
+    /// Begins where a group goes on, at the offset that it has committed.
+    pub fn of_group(shared: Arc<Shared>, index: usize, committed: u64) -> Self {
+        let mut reader = Self::new(shared, index, committed);
+        let ((topic, partition), to) = (reader.source(), reader.next);
+        reader.gap_before = (committed < to).then_some(Gap { topic, partition, from: committed, to });
+        reader
     }
 
     fn partition(&self) -> &Partition {
@@ -70,6 +79,10 @@ impl Reader for PartitionReader {
 
     fn next_offset(&self) -> u64 {
         self.next
+    }
+
+    fn gap_before(&self) -> Option<Gap> {
+        self.gap_before
     }
 
     async fn ready(&mut self) -> Result<(), LogError> {

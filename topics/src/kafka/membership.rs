@@ -54,6 +54,15 @@ pub(super) struct Membership {
     pub gone: CancellationToken,
 }
 
+/// Where a group goes on in a partition.
+#[derive(Clone, Copy, Debug)]
+struct Begin {
+    /// What it has committed, or its beginning.
+    committed: u64,
+    /// The offset to be read next.
+    next: u64,
+}
+
 /// The partition numbers of a member, each with the assignment that it came with.
 #[derive(Debug, Default)]
 struct Owned {
@@ -199,7 +208,7 @@ impl Membership {
         let owner = self.client().ok_or(LogError::Closed)?;
         let mut list = TopicPartitionList::with_capacity(begins.len());
         let mut streams: Vec<PartitionStream> = Vec::with_capacity(begins.len());
-        for (&(topic, number), &next) in &begins {
+        for (&(topic, number), &Begin { committed, next }) in &begins {
             let name = self.terms.lookups.names.of(topic);
             list.add_partition_offset(name, number as i32, Offset::Offset(next as i64)).map_err(engine("assign"))?;
             let queue = owner.split_partition_queue(name, number as i32).ok_or_else(|| LogError::Engine {
@@ -208,7 +217,7 @@ impl Membership {
             })?;
             let feed = Feed::new(queue);
             self.feeds.lock().insert((topic, number), Arc::clone(&feed));
-            streams.push(Box::new(PartitionReader::new((topic, number), next, feed, None)));
+            streams.push(Box::new(PartitionReader::of_group((topic, number), next, committed, feed)));
         }
         client.incremental_assign(&list).map_err(engine("read assigned partitions"))?;
         Ok(streams)
@@ -225,12 +234,12 @@ impl Membership {
         Ok(())
     }
 
-    /// The offsets to begin at: what was committed, within what is kept; the group's beginning where nothing was.
+    /// What the group has committed, or its beginning where nothing was; and the offset to begin at: that, within what is kept.
     fn begins(
         &self,
         client: &Client,
         sources: &BTreeSet<(Topic, u32)>,
-    ) -> Result<BTreeMap<(Topic, u32), u64>, LogError> {
+    ) -> Result<BTreeMap<(Topic, u32), Begin>, LogError> {
         let lookups = &self.terms.lookups;
         let list: Vec<_> = sources.iter().copied().collect();
         let committed = lookups.committed(client, lookups.list(list.iter().copied()))?;
@@ -240,7 +249,7 @@ impl Membership {
         for (&(topic, number), bounds) in &bounds {
             let next = match (committed.get(&(topic, number)), self.terms.start) {
                 (Some(next), _) => *next,
-                (None, StartAt::Oldest) => bounds.start,
+                (None, StartAt::Oldest) => 0,
                 (None, StartAt::End) => {
                     // Remembered: whoever owns it after this member begins here, and not at a later end.
                     let (name, end) = (lookups.names.of(topic), Offset::Offset(bounds.end as i64));
@@ -252,7 +261,8 @@ impl Membership {
                 tracing::error!(group = self.terms.group, %topic, partition = number, committed = next, end = bounds.end,
                     "the log ends before what was committed: it begins a new epoch; waiting at its end");
             }
-            begins.insert((topic, number), next.clamp(bounds.start, bounds.end));
+            let begin = Begin { committed: next, next: next.clamp(bounds.start, bounds.end) };
+            begins.insert((topic, number), begin);
         }
         if remembered.count() > 0 {
             client.commit(&remembered, CommitMode::Sync).map_err(engine("commit where a group begins"))?;

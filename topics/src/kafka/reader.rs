@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::hooks::Queue;
 use crate::headers::write_header;
-use crate::{Headers, LogError, LogPosition, Reader, Record, Topic};
+use crate::{Gap, Headers, LogError, LogPosition, Reader, Record, Topic};
 
 /// Bytes of headers that a record of ours has, about.
 const USUAL_HEADERS_BYTES: usize = 384;
@@ -68,6 +68,7 @@ impl Feed {
 pub(super) struct PartitionReader {
     source: (Topic, u32),
     next: u64,
+    gap_before: Option<Gap>,
     /// Looked at by `ready`, not yet taken.
     held: Option<Record>,
     feed: Arc<Feed>,
@@ -79,7 +80,13 @@ pub(super) struct PartitionReader {
 
 impl PartitionReader {
     pub fn new(source: (Topic, u32), next: u64, feed: Arc<Feed>, lease: Option<Box<dyn Send>>) -> Self {
-        Self { source, next, held: None, feed, cut_off: None, _lease: lease }
+        Self { source, next, gap_before: None, held: None, feed, cut_off: None, _lease: lease }
+    }
+
+    /// Of a group, which has committed that offset.
+    pub fn of_group(source: (Topic, u32), next: u64, committed: u64, feed: Arc<Feed>) -> Self {
+        let gap = Gap { topic: source.0, partition: source.1, from: committed, to: next };
+        Self { gap_before: (committed < next).then_some(gap), ..Self::new(source, next, feed, None) }
     }
 
     /// Polls once. Errors of the fetch are logged by the hooks, and librdkafka tries again by itself.
@@ -118,6 +125,10 @@ impl Reader for PartitionReader {
 
     fn next_offset(&self) -> u64 {
         self.next
+    }
+
+    fn gap_before(&self) -> Option<Gap> {
+        self.gap_before
     }
 
     async fn ready(&mut self) -> Result<(), LogError> {

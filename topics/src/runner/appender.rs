@@ -4,18 +4,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use eshaar_model::Clock;
+use eshaar_model::{Clock, Timestamp};
 use eshaar_schemas::Codecs;
 
 use super::measures::Measures;
 use super::plan::{Effect, dead_letter, tries};
 use super::retry::copy;
 use crate::flow::Origin;
-use crate::{AppendError, Log, LogPosition, NewRecord, Received, Topic, headers};
+use crate::{AppendError, Log, LogPosition, NewRecord, Received, Topic, headers, kept_time};
 
 /// The first wait before an append is tried again; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Times of records that are further ahead are set back when they are refused, in milliseconds.
+const MAX_AHEAD_MS: i64 = 60_000;
 
 /// Code of the dead letter of a record whose forwarded records the log refuses.
 const REFUSED: &str = "append_refused";
@@ -140,11 +143,21 @@ impl Appender {
         }
     }
 
-    async fn append(&self, records: Vec<NewRecord>) -> Result<Result<Vec<LogPosition>, Refused>, Closed> {
+    async fn append(&self, mut records: Vec<NewRecord>) -> Result<Result<Vec<LogPosition>, Refused>, Closed> {
+        let now = self.clock.now();
+        for record in &mut records {
+            record.timestamp = kept_time(record.topic, record.timestamp, now);
+        }
         let mut wait = FIRST_WAIT;
         loop {
             match self.log.append(records.clone()).await {
                 Ok(positions) => return Ok(Ok(positions)),
+                Err(AppendError::Refused { .. }) if records.iter().any(|record| is_ahead(record, self.clock.now())) => {
+                    let now = self.clock.now();
+                    for record in &mut records {
+                        record.timestamp = record.timestamp.min(now);
+                    }
+                }
                 Err(AppendError::Refused { reason }) => {
                     tracing::error!(stage = self.stage, records = records.len(), %reason, "append refused");
                     return Ok(Err(Refused(reason)));
@@ -183,6 +196,12 @@ impl Appender {
             timestamp: at,
         }
     }
+}
+
+/// Whether a record's time may be why it was refused: brokers refuse what is an hour ahead. It is of a clock that was corrected
+/// since.
+fn is_ahead(record: &NewRecord, now: Timestamp) -> bool {
+    record.timestamp.millis_since(now) > MAX_AHEAD_MS
 }
 
 /// Says which record failed, and why (R4.6). Never its content.

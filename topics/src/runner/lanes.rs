@@ -7,16 +7,20 @@
 use futures_util::FutureExt as _;
 use futures_util::future::select_all;
 
-use crate::{LogError, PartitionStream, Received, Record, Topic};
+use crate::{Gap, LogError, PartitionStream, Received, Record, Topic};
 
 /// The streams of one partition number, most urgent first.
 pub(super) struct Lanes {
     inputs: Vec<Input>,
     batch: usize,
+    /// Found and not told yet.
+    gaps: Vec<Gap>,
 }
 
 struct Input {
     stream: PartitionStream,
+    /// The offset of the next record, unless some were deleted before it.
+    expected: u64,
     weight: usize,
     credit: usize,
 }
@@ -29,11 +33,24 @@ impl Lanes {
             .into_iter()
             .map(|stream| {
                 let weight = weights.get(place(stream.source().0)).map_or(1, |(_, weight)| (*weight).max(1) as usize);
-                Input { stream, weight, credit: weight * batch }
+                Input { expected: stream.next_offset(), stream, weight, credit: weight * batch }
             })
             .collect();
         inputs.sort_by_key(|input| place(input.stream.source().0));
-        Self { inputs, batch }
+        let gaps = inputs.iter().filter_map(|input| input.stream.gap_before()).collect();
+        Self { inputs, batch, gaps }
+    }
+
+    /// Records that the log deleted before they could be taken, as far as they were not told of before.
+    pub(super) fn gaps(&mut self) -> Vec<Gap> {
+        std::mem::take(&mut self.gaps)
+    }
+
+    /// The log keeps records of `topic` only from `start` on. To be called while nothing is at hand: a partition in which
+    /// everything was deleted has no record to find a gap by.
+    pub(super) fn starts(&mut self, topic: Topic, start: u64) {
+        let input = self.inputs.iter_mut().find(|input| input.stream.source().0 == topic);
+        self.gaps.extend(input.and_then(|input| input.gap_before(start)));
     }
 
     /// Waits until something waits. Cancel-safe.
@@ -71,19 +88,38 @@ impl Lanes {
         for input in &mut self.inputs {
             let records = input.stream.take((self.batch - batch.len()).min(input.credit));
             input.credit -= records.len().min(input.credit);
+            for record in &records {
+                self.gaps.extend(input.gap_before(record.position.offset));
+                input.expected = record.position.offset + 1;
+            }
             batch.extend(records);
         }
         (!batch.is_empty()).then_some(batch)
     }
 }
 
+impl Input {
+    /// What is missing before `offset`, where the partition goes on.
+    fn gap_before(&mut self, offset: u64) -> Option<Gap> {
+        if offset <= self.expected {
+            return None;
+        }
+        let (topic, partition) = self.stream.source();
+        let from = std::mem::replace(&mut self.expected, offset);
+        Some(Gap { topic, partition, from, to: offset })
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use bytes::Bytes;
+    use eshaar_model::Timestamp;
     use proptest::prelude::*;
 
     use super::super::memory::waiting;
     use super::*;
+    use crate::{Headers, LogPosition, Reader};
 
     const LANES: [Topic; 4] = [Topic::LaneHigh, Topic::LaneNormal, Topic::LaneLow, Topic::LaneBulk];
 
@@ -98,6 +134,63 @@ mod tests {
             .flatten()
             .map(|record| (record.position.topic, record.position.offset))
             .collect()
+    }
+
+    /// A partition whose records have these offsets, read from `next` on.
+    struct Jumping {
+        next: u64,
+        offsets: Vec<u64>,
+    }
+
+    #[async_trait::async_trait]
+    impl Reader for Jumping {
+        fn source(&self) -> (Topic, u32) {
+            (Topic::LaneHigh, 3)
+        }
+
+        fn next_offset(&self) -> u64 {
+            self.next
+        }
+
+        async fn ready(&mut self) -> Result<(), LogError> {
+            if self.offsets.is_empty() { std::future::pending().await } else { Ok(()) }
+        }
+
+        fn take(&mut self, max: usize) -> Vec<Record> {
+            let taken: Vec<u64> = self.offsets.drain(..max.min(self.offsets.len())).collect();
+            self.next = taken.last().map_or(self.next, |last| last + 1);
+            let (topic, partition) = self.source();
+            let record = |offset| Record {
+                position: LogPosition { topic, partition, offset },
+                timestamp: Timestamp::from_millis(0),
+                key: Bytes::new(),
+                value: Bytes::new(),
+                headers: Headers::none(),
+            };
+            taken.into_iter().map(record).collect()
+        }
+    }
+
+    #[test]
+    fn records_that_were_deleted_before_they_could_be_taken_are_a_gap_once() {
+        let gap = |from, to| Gap { topic: Topic::LaneHigh, partition: 3, from, to };
+        let stream = |offsets: &[u64]| Box::new(Jumping { next: 5, offsets: offsets.to_vec() });
+        let mut lanes = Lanes::new(vec![stream(&[5, 6, 10, 11, 15])], &[(Topic::LaneHigh, 1)], 3);
+        assert_eq!(lanes.gaps(), []);
+        // Within a batch, and between two.
+        assert_eq!(lanes.take().unwrap().len(), 3);
+        assert_eq!(lanes.gaps(), [gap(7, 10)]);
+        assert_eq!(lanes.take().unwrap().len(), 2);
+        assert_eq!(lanes.gaps(), [gap(12, 15)]);
+        // Everything that was to come is gone, and nothing comes to tell it by.
+        lanes.starts(Topic::LaneHigh, 16);
+        assert_eq!(lanes.gaps(), []);
+        lanes.starts(Topic::LaneHigh, 20);
+        lanes.starts(Topic::LaneHigh, 20);
+        assert_eq!(lanes.gaps(), [gap(16, 20)]);
+        let mut lanes = Lanes::new(vec![stream(&[8])], &[(Topic::LaneHigh, 1)], 3);
+        lanes.take().unwrap();
+        assert_eq!(lanes.gaps(), [gap(5, 8)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use eshaar_model::Timestamp;
 use parking_lot::Mutex;
 
-use crate::Topic;
+use crate::{Gap, Topic};
 
 /// The offsets of one member. Shared by its workers, each of which settles its own partition, in order.
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ struct Entry {
     /// The lowest offset that is not settled.
     next: u64,
     committed: u64,
+    /// How many gaps before it are being recovered: nothing is committed meanwhile, so that the next owner finds them again.
+    held: u32,
     /// When the oldest record that was taken and is not settled was made.
     oldest: Option<Timestamp>,
 }
@@ -32,8 +34,23 @@ pub(super) struct Commit {
 impl Ledger {
     /// A partition was assigned, to be read from `next` on.
     pub(super) fn assign(&self, generation: u64, (topic, partition): (Topic, u32), next: u64) {
-        let entry = Entry { generation, next, committed: next, oldest: None };
+        let entry = Entry { generation, next, committed: next, held: 0, oldest: None };
         self.0.lock().insert((topic, partition), entry);
+    }
+
+    /// Records of a partition were deleted unread, and are being recovered: commits wait for [`Self::release`].
+    pub(super) fn hold(&self, generation: u64, gap: Gap) {
+        self.with(generation, (gap.topic, gap.partition), |entry| {
+            entry.held += 1;
+            // To be committed when it is over, though nothing more may come.
+            entry.committed = entry.committed.min(gap.from);
+            entry.next = entry.next.max(gap.to);
+        });
+    }
+
+    /// What was deleted unread is recovered.
+    pub(super) fn release(&self, generation: u64, gap: Gap) {
+        self.with(generation, (gap.topic, gap.partition), |entry| entry.held = entry.held.saturating_sub(1));
     }
 
     /// Records were taken, the oldest made at `oldest`.
@@ -52,7 +69,8 @@ impl Ledger {
     /// What is settled and not committed, by assignment.
     pub(super) fn uncommitted(&self) -> Vec<Commit> {
         let mut commits: Vec<Commit> = Vec::new();
-        for ((topic, partition), entry) in self.0.lock().iter().filter(|(_, entry)| entry.next > entry.committed) {
+        let is_due = |entry: &Entry| entry.held == 0 && entry.next > entry.committed;
+        for ((topic, partition), entry) in self.0.lock().iter().filter(|(_, entry)| is_due(entry)) {
             let offset = (*topic, *partition, entry.next);
             match commits.iter_mut().find(|commit| commit.generation == entry.generation) {
                 Some(commit) => commit.offsets.push(offset),
@@ -138,6 +156,25 @@ mod tests {
         ledger.settle(2, (Topic::LaneHigh, 4), 2, None);
         let generations: Vec<u64> = ledger.uncommitted().iter().map(|commit| commit.generation).collect();
         assert_eq!(generations, [1, 2]);
+    }
+
+    #[test]
+    fn nothing_is_committed_while_what_was_deleted_unread_is_recovered() {
+        let ledger = Ledger::default();
+        ledger.assign(1, SOURCE, 10);
+        let gap = Gap { topic: SOURCE.0, partition: SOURCE.1, from: 4, to: 10 };
+        ledger.hold(1, gap);
+        ledger.hold(1, gap);
+        ledger.settle(1, SOURCE, 12, None);
+        ledger.release(1, gap);
+        assert_eq!(ledger.uncommitted(), []);
+        ledger.release(1, gap);
+        assert_eq!(ledger.uncommitted()[0].offsets, [(SOURCE.0, SOURCE.1, 12)]);
+        // Nothing more comes: the place behind the gap is committed all the same.
+        ledger.assign(2, SOURCE, 10);
+        ledger.hold(2, gap);
+        ledger.release(2, gap);
+        assert_eq!(ledger.uncommitted()[0].offsets, [(SOURCE.0, SOURCE.1, 10)]);
     }
 
     #[test]

@@ -136,6 +136,7 @@ impl<S: Stage> Member<S> {
                     most: self.options.retry_records.max(1),
                 },
                 seat: self.deps.watchdog.sit(S::NAME, Some(partition)),
+                watchdog: self.deps.watchdog.clone(),
                 drain: drain.clone(),
             };
             self.workers.spawn(partition, drain, worker.run(streams));

@@ -8,6 +8,7 @@
 //! (whether a stage is stuck).
 
 mod appender;
+mod gaps;
 mod lanes;
 mod ledger;
 mod measures;
@@ -31,8 +32,9 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Log, NewRecord, Received, Topic};
+use crate::{Gap, Log, NewRecord, Received, Topic};
 
+pub use gaps::deleted_unread;
 pub use progress::{Stuck, Watchdog};
 pub use retry::Retries;
 
@@ -188,6 +190,13 @@ pub trait Stage: Send + Sync + 'static {
     /// are not looked at, and what order forbids must not have been done: with `Ordered`, nothing of a key behind the first of
     /// its records that failed. Otherwise effects must bear repetition.
     async fn handle(&self, partition: &mut Self::Partition, batch: &[Received]) -> Vec<Outcome>;
+
+    /// Records of one of its topics were deleted before this stage had read them. Does again what led to them, as far as it can
+    /// be found, and returns how many records it wrote. Runs beside [`Self::handle`], and again after a crash or an error: its
+    /// effects must bear repetition. Most stages cannot do anything.
+    async fn recover(&self, _gap: Gap) -> Result<u64, StageError> {
+        Ok(0)
+    }
 
     /// Makes the effects of everything handled so far durable; called before offsets are committed.
     async fn sync(&self) -> Result<(), StageError> {

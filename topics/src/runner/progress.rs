@@ -12,6 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::{Gap, Topic};
+
 /// A place of a stage: a partition number, or, without one, what a member does for all of them.
 type Place = (&'static str, Option<u32>);
 
@@ -20,7 +22,18 @@ type Place = (&'static str, Option<u32>);
 pub struct Watchdog {
     stuck_after: Duration,
     seats: Arc<Mutex<BTreeMap<Place, State>>>,
+    unread: Arc<Mutex<BTreeMap<(&'static str, Topic), Unread>>>,
 }
+
+/// Records of a topic that were deleted before a stage had read them.
+#[derive(Clone, Copy, Debug)]
+struct Unread {
+    records: u64,
+    last: Instant,
+}
+
+/// How long health shows that records were deleted unread.
+const UNREAD_SHOWN_FOR: Duration = Duration::from_hours(1);
 
 /// What is done at a place.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +74,7 @@ impl fmt::Display for Stuck {
 impl Watchdog {
     /// A place counts as stuck when it has made no progress for so long.
     pub fn new(stuck_after: Duration) -> Self {
-        Self { stuck_after, seats: Arc::default() }
+        Self { stuck_after, seats: Arc::default(), unread: Arc::default() }
     }
 
     /// Every place that is stuck.
@@ -86,6 +99,31 @@ impl Watchdog {
     pub fn check(&self) -> Result<(), String> {
         let stuck: Vec<String> = self.stuck().iter().map(ToString::to_string).collect();
         if stuck.is_empty() { Ok(()) } else { Err(stuck.join("; ")) }
+    }
+
+    /// Whether every stage has read its records before the log deleted them, in the last hour; which have not.
+    ///
+    /// # Errors
+    /// When records were deleted unread.
+    pub fn check_unread(&self) -> Result<(), String> {
+        let shown: Vec<String> = self
+            .unread
+            .lock()
+            .iter()
+            .filter(|(_, unread)| unread.last.elapsed() < UNREAD_SHOWN_FOR)
+            .map(|((stage, topic), Unread { records, last })| {
+                let ago = last.elapsed().as_secs();
+                format!("{records} records of {topic} were deleted before {stage} read them, the last {ago} s ago")
+            })
+            .collect();
+        if shown.is_empty() { Ok(()) } else { Err(shown.join("; ")) }
+    }
+
+    /// Records were deleted before a stage had read them.
+    pub(super) fn deleted_unread(&self, stage: &'static str, gap: Gap) {
+        let mut unread = self.unread.lock();
+        let known = unread.entry((stage, gap.topic)).or_insert(Unread { records: 0, last: Instant::now() });
+        *known = Unread { records: known.records + gap.records(), last: Instant::now() };
     }
 
     /// Sits down at a place, until it is dropped.

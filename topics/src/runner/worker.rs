@@ -12,11 +12,12 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::appender::{Appender, Closed, log_failure};
+use super::gaps::Gaps;
 use super::lanes::Lanes;
 use super::ledger::Ledger;
 use super::member::Commits;
 use super::plan::{Effect, Plan, Stop};
-use super::progress::Seat;
+use super::progress::{Seat, Watchdog};
 use super::retry::Retries;
 use super::retry::waiting::{Bounds, Waiting};
 use crate::{LogError, Outcome, PartitionStream, Received, Stage, StageError, Topic};
@@ -29,6 +30,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often the retry topics are looked at while there is other work.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How long nothing comes before it is looked whether the log has deleted what was to be read next.
+const LOOK_FOR_GAPS: Duration = Duration::from_secs(10);
 
 /// Longest wait before a partition that could not be opened is tried again.
 const LONGEST_REOPEN: Duration = Duration::from_secs(5);
@@ -56,6 +60,7 @@ pub(super) struct Worker<S: Stage> {
     pub(super) clock: Clock,
     pub(super) bounds: Bounds,
     pub(super) seat: Seat,
+    pub(super) watchdog: Watchdog,
     /// Cancelled when nothing more is to be taken.
     pub(super) drain: CancellationToken,
 }
@@ -88,16 +93,21 @@ impl<S: Stage> Worker<S> {
         let (inputs, topics) = (self.stage.inputs(), S::RETRIES.topics());
         let (of_retries, streams): (Vec<_>, Vec<_>) =
             streams.into_iter().partition(|stream| topics.contains(&stream.source().0));
+        let mut gaps = self.gaps(&of_retries);
         let mut lanes = Lanes::new(streams, &inputs, self.bounds.batch);
+        gaps.note(lanes.gaps());
         let mut waiting = self.open_retries(of_retries, inputs).await?;
         let mut state = self.open(lanes.next_offsets()).await?;
         self.seat.rest();
         loop {
             match &mut waiting {
-                Some(waiting) => self.step(&mut state, &mut lanes, waiting).await?,
+                Some(waiting) => self.step(&mut state, &mut lanes, waiting, &mut gaps).await?,
                 None => match lanes.at_hand()? {
-                    Some(mut batch) => self.process(&mut state, &lanes.next_offsets(), &mut batch).await?,
-                    None => self.unless_drained(lanes.ready()).await??,
+                    Some(mut batch) => {
+                        gaps.note(lanes.gaps());
+                        self.process(&mut state, &lanes.next_offsets(), &mut batch).await?;
+                    }
+                    None => self.idle(&mut lanes, None, &mut gaps).await?,
                 },
             }
             if self.drain.is_cancelled() {
@@ -106,8 +116,43 @@ impl<S: Stage> Worker<S> {
         }
     }
 
+    /// Gaps, with those before the retry topics.
+    fn gaps(&self, of_retries: &[PartitionStream]) -> Gaps<S> {
+        let (ledger, log) = (Arc::clone(&self.ledger), Arc::clone(&self.appender.log));
+        let mut gaps = Gaps::new(Arc::clone(&self.stage), ledger, self.generation, self.watchdog.clone(), log);
+        gaps.note(of_retries.iter().filter_map(|stream| stream.gap_before()).collect());
+        gaps
+    }
+
+    /// Waits until something comes. A partition that stays empty may have been emptied: then that is noted.
+    async fn idle(&self, lanes: &mut Lanes, waiting: Option<&mut Waiting>, gaps: &mut Gaps<S>) -> Result<(), Ended> {
+        let ready = async {
+            match waiting {
+                Some(waiting) => tokio::select! {
+                    ready = lanes.ready() => ready,
+                    ready = waiting.ready() => ready,
+                },
+                None => lanes.ready().await,
+            }
+        };
+        if let Ok(ready) = self.unless_drained(tokio::time::timeout(LOOK_FOR_GAPS, ready)).await? {
+            return Ok(ready?);
+        }
+        for (topic, start) in self.unless_drained(gaps.starts(self.partition)).await? {
+            lanes.starts(topic, start);
+        }
+        gaps.note(lanes.gaps());
+        Ok(())
+    }
+
     /// A turn of those that wait and a batch of those that come, or a wait for either.
-    async fn step(&self, state: &mut S::Partition, lanes: &mut Lanes, waiting: &mut Waiting) -> Result<(), Ended> {
+    async fn step(
+        &self,
+        state: &mut S::Partition,
+        lanes: &mut Lanes,
+        waiting: &mut Waiting,
+        gaps: &mut Gaps<S>,
+    ) -> Result<(), Ended> {
         waiting.fill()?;
         let mut worked = self.take_turn(state, &lanes.next_offsets(), waiting).await?;
         let looked = Instant::now();
@@ -116,6 +161,7 @@ impl<S: Stage> Worker<S> {
             && let Some(batch) = lanes.at_hand()?
         {
             worked = true;
+            gaps.note(lanes.gaps());
             self.take_in(state, &lanes.next_offsets(), waiting, &batch).await?;
             if looked.elapsed() >= LOOK_EVERY {
                 break;
@@ -127,6 +173,9 @@ impl<S: Stage> Worker<S> {
         let left_ms = waiting.next_due().map(|due| due.millis_since(self.clock.now()).max(1));
         let left = left_ms.map_or(CLOCK_CHECK, |left| Duration::from_millis(left as u64).min(CLOCK_CHECK));
         let (is_full, is_idle) = (waiting.is_full(), left_ms.is_none());
+        if is_idle && !is_full {
+            return self.idle(lanes, Some(waiting), gaps).await;
+        }
         self.unless_drained(async {
             tokio::select! {
                 ready = lanes.ready(), if !is_full => ready,
