@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eshaar_model::{Phone, Principal};
+use eshaar_model::{Clock, Phone, Principal};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slots};
@@ -35,6 +35,7 @@ pub(crate) async fn all(fresh: impl AsyncFn() -> Subject) {
     a_slow_listener_loses_the_oldest(fresh().await).await;
     concurrent_sessions_all_end_up_where_they_should(fresh().await).await;
     concurrent_nodes_never_share_a_slot(fresh().await).await;
+    the_time_of_a_server_is_told(fresh().await).await;
 }
 
 fn phone(number: u64) -> Principal {
@@ -53,6 +54,14 @@ async fn slots_of(presence: &dyn Presence, principal: &Principal) -> Vec<u32> {
     let mut slots = presence.slots_of(std::slice::from_ref(principal)).await.unwrap().remove(0).to_vec();
     slots.sort_unstable();
     slots
+}
+
+/// An engine in this process has no other clock to tell of. The servers of the tests are on this machine.
+async fn the_time_of_a_server_is_told(subject: Subject) {
+    let before = Clock::system().now();
+    if let Some(time) = subject.presence.time().await.unwrap() {
+        assert!(time.millis_since(before).abs() < 60_000, "{time} is not {before}");
+    }
 }
 
 async fn free_slots_are_leased_until_none_is_left(subject: Subject) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::Principal;
+use eshaar_model::{Principal, Timestamp};
 use smallvec::SmallVec;
 use tokio::sync::broadcast;
 
@@ -120,4 +120,9 @@ pub trait Presence: Send + Sync + 'static {
 
     /// Whether the engine answers, for health.
     async fn ping(&self) -> Result<(), PresenceError>;
+
+    /// The time by the clock of the engine's server, to find a clock that is off; `None` where that is this process's own.
+    async fn time(&self) -> Result<Option<Timestamp>, PresenceError> {
+        Ok(None)
+    }
 }

@@ -53,6 +53,7 @@ metrics_list! {
     SCHEDULE_SETTLED = Counter, "eshaar_schedule_settled_total", Count, "Messages whose time has come, by outcome: sent, cancelled or refused.";
     SCHEDULE_LATE_SECONDS = Histogram, "eshaar_schedule_late_seconds", Seconds, "Time from when a scheduled message was due to when it was sent.";
     SCHEDULE_BEHIND = Counter, "eshaar_schedule_behind_total", Count, "Timers written when later ones were done with already.";
+    CLOCK_OFFSET = Gauge, "eshaar_clock_offset_seconds", Seconds, "How far the clock of this host is ahead of an engine's, by engine: presence or store.";
     LIMITED = Counter, "eshaar_messages_limited_total", Count, "Messages beyond a rate limit, by limit.";
     LIMITS_SHARED = Gauge, "eshaar_limits_shared", Count, "1 while rate limits are counted across processes, 0 while this process counts alone.";
     QUEUE_DEPTH = Gauge, "eshaar_queue_depth_records", Count, "Messages accepted and not yet in their recipients' streams, as the API sees it, by queue: interactive or bulk.";

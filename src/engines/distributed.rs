@@ -16,6 +16,7 @@ use eshaar_topics::kafka::KafkaLog;
 
 use super::{Engines, check, epoch_due, subjects};
 use crate::config::Config;
+use crate::roles::clock::ClockWatch;
 
 /// Connects to all of them, and sees that they are as this version needs them, and belong together.
 pub async fn open(config: &Config) -> anyhow::Result<Engines> {
@@ -91,7 +92,26 @@ pub async fn apply_store(config: &Config) -> anyhow::Result<String> {
 /// How each engine is: fit for use, or what is wrong and what to do.
 pub async fn findings(config: &Config) -> Vec<(&'static str, Result<String, String>)> {
     let (kafka, store, redis, registry) = tokio::join!(kafka(config), store(config), redis(config), registry(config));
-    vec![("kafka", kafka), ("scylla", store), ("redis", redis), ("registry", registry)]
+    let mut findings = vec![("kafka", kafka), ("scylla", store), ("redis", redis), ("registry", registry)];
+    if findings.iter().all(|(_, finding)| finding.is_ok()) {
+        findings.push(("clock", clock(config).await));
+    }
+    findings
+}
+
+/// Whether this host's clock is that of the engines.
+async fn clock(config: &Config) -> Result<String, String> {
+    let clock = Clock::system();
+    let failed = |error: &dyn std::fmt::Display| format!("it cannot be compared with those of the engines: {error}");
+    let store =
+        eshaar_store::scylla::open(config.scylla.clone(), clock.clone()).await.map_err(|error| failed(&error))?;
+    let presence = RedisPresence::connect(config.redis.clone()).await.map_err(|error| failed(&error))?;
+    let checked = ClockWatch::new(clock, presence, Arc::clone(&store.engine)).check().await;
+    // Nothing was written: there is nothing to see through.
+    let _ = store.engine.close().await;
+    checked
+        .map(|()| "this host's and those of the engines agree".to_owned())
+        .map_err(|off| format!("{off}. Let it be set by a time server (chrony, systemd-timesyncd)"))
 }
 
 async fn kafka(config: &Config) -> Result<String, String> {

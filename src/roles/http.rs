@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Role;
+use super::clock::ClockWatch;
 use crate::commands::console;
 use crate::config::Config;
 use crate::engines::{Engines, check};
@@ -26,6 +27,8 @@ pub struct Signs {
     pub rendered: PrometheusHandle,
     /// Whether its stages make progress.
     pub watchdog: Watchdog,
+    /// Whether its clock is right.
+    pub clocks: Arc<ClockWatch>,
     /// Cancelled when it takes no new work.
     pub draining: CancellationToken,
 }
@@ -39,9 +42,9 @@ pub async fn router(
     gateway: Option<&Gateway>,
     signs: Signs,
 ) -> anyhow::Result<Router> {
-    let Signs { rendered, watchdog, draining } = signs;
+    let Signs { rendered, watchdog, clocks, draining } = signs;
     let mut router = Router::new()
-        .merge(health(engines, role, watchdog, draining).router())
+        .merge(health(engines, role, watchdog, clocks, draining).router())
         .route("/metrics", get(move || async move { rendered.render() }));
     if role.ingests() {
         router = router.merge(api(engines, cancelled, config).await?);
@@ -93,7 +96,13 @@ pub fn of_ingest(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config)
 /// Without the log nobody can work. Without the store the API still accepts; but nobody can be let in to a stream, and no
 /// stage can settle. Presence and the registry are missed, and no more. A stage that is stuck makes a process of stages
 /// alone one to be begun anew; one that does other work too is degraded, and does that.
-fn health(engines: &Engines, role: Role, watchdog: Watchdog, draining: CancellationToken) -> Health {
+fn health(
+    engines: &Engines,
+    role: Role,
+    watchdog: Watchdog,
+    clocks: Arc<ClockWatch>,
+    draining: CancellationToken,
+) -> Health {
     let log = Arc::clone(&engines.log);
     let store = Arc::clone(&engines.store.engine);
     let presence = Arc::clone(&engines.presence);
@@ -133,6 +142,11 @@ fn health(engines: &Engines, role: Role, watchdog: Watchdog, draining: Cancellat
             }),
         ),
     ];
+    let clock = check(move || {
+        let clocks = Arc::clone(&clocks);
+        async move { clocks.check().await }
+    });
+    dependencies.push(dependency("clock", false, clock));
     if role.processes() {
         let unread = watchdog.clone();
         let unread = check(move || std::future::ready(unread.check_unread()));

@@ -1,5 +1,6 @@
 //! The life of a process: opens its engines, starts its roles, serves, and stops in order. Reads from top to bottom.
 
+pub mod clock;
 mod conversations;
 mod http;
 
@@ -113,7 +114,10 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
             (http::of_ingest(&engines, &cancelled, &config), config.ingest.clone(), closed.clone());
         tokio::spawn(async move { eshaar_ingest::redriver(deps, &options, closed).await })
     });
-    let signs = http::Signs { rendered, watchdog, draining: told_to_stop.clone() };
+    let clocks =
+        clock::ClockWatch::new(engines.clock.clone(), Arc::clone(&engines.presence), Arc::clone(&engines.store.engine));
+    tokio::spawn(Arc::clone(&clocks).run(closed.clone()));
+    let signs = http::Signs { rendered, watchdog, clocks, draining: told_to_stop.clone() };
     let router = http::router(&engines, &cancelled, &config, role, gateway.as_ref(), signs).await?;
     let http = tokio::spawn({
         let (options, closed) = (config.http.clone(), closed.clone());

@@ -25,6 +25,8 @@ pub mod webhooks;
 
 use std::sync::Arc;
 
+use eshaar_model::Timestamp;
+
 pub use audiences::{Audience, AudienceStore, Expiry};
 pub use audit::{AuditEntry, AuditPage, AuditQuery, AuditStore};
 pub use broadcasts::{BroadcastRow, BroadcastStore, Counts, Tally};
@@ -84,6 +86,11 @@ pub trait StoreEngine: Send + Sync + 'static {
 
     /// Whether the engine answers, for health.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// The time by the clock of a server of the engine, to find a clock that is off; `None` where that is this process's own.
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
 
     /// What leaves the engine alone after failures; `None` where a failure costs nobody any time.
     fn breaker(&self) -> Option<Arc<eshaar_service::Breaker>> {

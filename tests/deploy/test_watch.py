@@ -30,6 +30,19 @@ def test_every_role_is_scraped() -> None:
     assert names == ["ingest", "processors", "gateway"]
 
 
+def test_the_alerts_are_loaded_and_use_only_metrics_that_there_are() -> None:
+    configuration = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    assert configuration["rule_files"] == ["alerts.yml"]
+    alerts = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    assert {"RecordsDeletedUnread", "ClockOff"} <= {rule["alert"] for rule in rules}
+    source = (PROJECT / "service/src/metrics.rs").read_text()
+    for rule in rules:
+        for name in re.findall(r"eshaar_\w+", rule["expr"]):
+            assert f'"{name}"' in source, name
+    passes(program("promtool"), "check", "rules", DEPLOY / "prometheus/alerts.yml")
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.name)
 def test_promtool_accepts_the_expressions_of_a_dashboard(dashboard: Path, tmp_path: Path) -> None:
     # As recording rules, which is how promtool reads expressions. Grafana puts a duration where it writes $__rate_interval.

@@ -32,7 +32,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::Principal;
+use eshaar_model::{Principal, Timestamp};
 use eshaar_service::Breaker;
 use redis::{Cmd, Pipeline, RedisWrite, Value};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -327,6 +327,19 @@ impl Presence for RedisPresence {
 
     async fn ping(&self) -> Result<(), PresenceError> {
         self.link.ping().await
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>, PresenceError> {
+        const ACTION: &str = "ask for the time";
+        // Its answer begins with the time.
+        let command = self.link.scripts().live.call(self.link.nodes_key(), self.shift());
+        match self.run(ACTION, command).await? {
+            Value::Array(values) => match values.first() {
+                Some(Value::Int(millis)) => Ok(Some(Timestamp::from_millis(*millis))),
+                _ => Err(unexpected(ACTION)),
+            },
+            _ => Err(unexpected(ACTION)),
+        }
     }
 }
 

@@ -81,6 +81,7 @@ where
     F: Fn() -> S,
     S: Future<Output = Subject>,
 {
+    the_time_of_a_server_is_told(&fresh().await).await?;
     streams::run(&fresh).await?;
     messages::run(&fresh).await?;
     claims::run(&fresh).await?;
@@ -93,6 +94,15 @@ where
     audiences::run(&fresh).await?;
     broadcasts::run(&fresh).await?;
     conversations::run(&fresh).await
+}
+
+/// An engine in this process has no other clock to tell of. The servers of the tests are on this machine.
+async fn the_time_of_a_server_is_told(subject: &Subject) -> Result<(), StoreError> {
+    let before = Clock::system().now();
+    if let Some(time) = subject.store.engine.time().await? {
+        assert!(time.millis_since(before).abs() < 60_000, "{time} is not {before}");
+    }
+    subject.store.engine.close().await
 }
 
 /// Runs checks by name, each against a subject of its own.

@@ -33,10 +33,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use eshaar_model::{BusinessId, Clock, Epoch};
+use eshaar_model::{BusinessId, Clock, Epoch, Timestamp};
 use eshaar_service::breaker::{Breaker, policies};
 use eshaar_service::bulkhead::{Bounds, Bulkhead};
 use parking_lot::{Mutex, RwLock};
+use scylla::value::CqlTimestamp;
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use self::call::{Call, Link};
@@ -137,6 +138,12 @@ impl StoreEngine for Cql {
     async fn ping(&self) -> Result<(), StoreError> {
         let call = self.call("ping")?;
         call.first::<(i32,)>(&call.statements().newest_epoch, ()).await.map(drop)
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
+        let call = self.call("read_time")?;
+        let time = call.first::<(CqlTimestamp,)>(&call.statements().server_time, ()).await?;
+        Ok(time.map(|(at,)| columns::timestamp(at)))
     }
 
     fn breaker(&self) -> Option<Arc<Breaker>> {

@@ -134,6 +134,7 @@ statements! {
     head: Read = "SELECT head FROM head WHERE epoch = ? AND lane = ? AND partition = ? LIMIT 1";
     floor: Read = "SELECT max(offset) FROM head WHERE epoch = ? AND lane = ? AND partition = ? AND ends_at <= ?";
     put_epoch: Write = "INSERT INTO epoch (log, epoch) VALUES (0, ?)";
+    server_time: Read = "SELECT toTimestamp(now()) FROM system.local";
     newest_epoch: Read = "SELECT epoch FROM epoch WHERE log = 0 LIMIT 1";
 
     ack_epoch: Write = "INSERT INTO acked (phone, epoch) VALUES (?, ?) USING TIMESTAMP 1 AND TTL ?";
