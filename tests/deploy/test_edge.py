@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import ssl
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from shutil import copy
 
 import pytest
 
-from tools import DEPLOY, http_server, passes, program
+from tools import DEPLOY, PROJECT, http_server, passes, program
 
 Seen = list[dict[str, str]]
 
@@ -29,6 +31,11 @@ class Edge:
     ingest: Seen
     gateway: Seen
     log: Path
+    errors: Path
+
+    def logs(self) -> str:
+        """Everything that nginx has written."""
+        return self.log.read_text() + self.errors.read_text()
 
     def get(self, path: str, **headers: str) -> http.client.HTTPResponse:
         """A request over TLS."""
@@ -37,26 +44,54 @@ class Edge:
         connection.request("GET", path, headers=headers)
         return connection.getresponse()
 
+    def send(self, method: str, path: str, announced: int, sent: int) -> http.client.HTTPResponse | None:
+        """A request that announces so many bytes, and sends so many. `None`: no answer came within a second."""
+        trusting = ssl._create_unverified_context()
+        patience = 60 if sent else 1
+        connection = http.client.HTTPSConnection("127.0.0.1", self.https, timeout=patience, context=trusting)
+        connection.putrequest(method, path)
+        connection.putheader("Content-Length", str(announced))
+        connection.putheader("Content-Type", "application/x-ndjson")
+        connection.endheaders()
+        try:
+            for _ in range(sent >> 20):
+                connection.send(b"x" * (1 << 20))
+            connection.send(b"x" * (sent & ((1 << 20) - 1)))
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
+            pass  # it was refused before it was read
+        try:
+            return connection.getresponse()
+        except TimeoutError:
+            return None
+
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     dir = tmp_path_factory.mktemp("nginx")
-    copy(DEPLOY / "make-secrets", dir)
-    passes(dir / "make-secrets")
     ingest: Seen = []
     gateway: Seen = []
     with http_server(200, ingest) as ingest_port, http_server(200, gateway) as gateway_port:
-        edge = Edge(free_port(), free_port(), ingest, gateway, dir / "access.log")
-        config = here(dir, edge, ingest_port, gateway_port)
-        nginx = program("nginx")
-        passes(nginx, "-t", "-e", "stderr", "-c", config)
-        process = subprocess.Popen([nginx, "-e", "stderr", "-c", config, "-g", "daemon off;"])
-        try:
-            wait_until_listening(edge.https)
-            yield edge
-        finally:
-            process.terminate()
-            assert process.wait(timeout=10) == 0
+        yield from running(dir, ingest_port, gateway_port, ingest, gateway)
+
+
+def running(
+    dir: Path, ingest_port: int, gateway_port: int, ingest: Seen | None = None, gateway: Seen | None = None
+) -> Iterator[Edge]:
+    copy(DEPLOY / "make-secrets", dir)
+    passes(dir / "make-secrets")
+    edge = Edge(free_port(), free_port(), ingest or [], gateway or [], dir / "access.log", dir / "error.log")
+    if ingest is not None and gateway is not None:
+        edge.ingest, edge.gateway = ingest, gateway
+    config = here(dir, edge, ingest_port, gateway_port)
+    nginx = program("nginx")
+    passes(nginx, "-t", "-e", "stderr", "-c", config)
+    process = subprocess.Popen([nginx, "-e", edge.errors, "-c", config, "-g", "daemon off;"])
+    try:
+        wait_until_listening(edge.https)
+        yield edge
+    finally:
+        process.terminate()
+        assert process.wait(timeout=10) == 0
 
 
 def here(dir: Path, edge: Edge, ingest_port: int, gateway_port: int) -> Path:
@@ -70,6 +105,7 @@ def here(dir: Path, edge: Edge, ingest_port: int, gateway_port: int) -> Path:
         "/run/secrets": f"{dir}/secrets",
         "/tmp/nginx.pid": f"{dir}/nginx.pid",
         "/dev/stdout": str(edge.log),
+        "/dev/stderr": str(edge.errors),
     }.items():
         assert old in text, old
         text = text.replace(old, new)
@@ -120,12 +156,119 @@ def test_a_websocket_goes_to_a_gateway_as_an_upgrade(edge: Edge) -> None:
     assert (request["path"], request["upgrade"], request["connection"]) == ("/v1/ws", "websocket", "upgrade")
 
 
-def test_an_access_token_in_the_query_is_not_logged(edge: Edge) -> None:
-    edge.get("/v1/ws?access_token=s3cret", Upgrade="websocket", Connection="Upgrade")
-    assert edge.gateway[-1]["path"] == "/v1/ws?access_token=s3cret"
-    log = edge.log.read_text()
-    assert "/v1/ws" in log
-    assert "s3cret" not in log
+SECRET = "s3cret"
+# What clients may do with a token, rightly or wrongly.
+WITH_TOKEN = [
+    f"/v1/ws?access_token={SECRET}",
+    f"/v1/ws?x=1&access_token={SECRET}",
+    f"/v1/ws?access%5Ftoken={SECRET}",
+    f"/v1/ws?a%63cess_t%6Fken={SECRET}",
+    f"/v1/ws?ACCESS_TOKEN={SECRET}",
+    f"/v1/ws/?access_token={SECRET}",
+    f"//v1/ws?access_token={SECRET}",
+    f"/v1/ws%3Faccess_token={SECRET}",
+    f"/v1/ws%3Faccess_token%3D{SECRET}",
+    f"/v1/messages?access_token={SECRET}",
+    f"/v1/messages/bulk?access_token={SECRET}",
+    f"/v1/audiences/a?access_token={SECRET}",
+    f"/v1/broadcasts?access_token={SECRET}",
+    f"/console?token={SECRET}",
+    f"/metrics?access_token={SECRET}",
+]
+
+
+@pytest.mark.parametrize("path", WITH_TOKEN)
+def test_a_token_in_an_address_is_in_no_log_and_in_no_redirect(edge: Edge, path: str) -> None:
+    edge.get(path, Upgrade="websocket", Connection="Upgrade")
+    connection = http.client.HTTPConnection("127.0.0.1", edge.http, timeout=10)
+    connection.request("GET", path, headers={"Host": "api.example"})
+    answer = connection.getresponse()
+    assert answer.status == 308 and answer.headers["Location"].startswith("https://api.example:8443/")
+    assert SECRET not in str(answer.headers) + answer.read().decode()
+    assert SECRET not in edge.logs()
+
+
+def test_a_token_in_the_query_of_a_websocket_still_arrives(edge: Edge) -> None:
+    edge.get(f"/v1/ws?access_token={SECRET}", Upgrade="websocket", Connection="Upgrade")
+    assert edge.gateway[-1]["path"] == f"/v1/ws?access_token={SECRET}"
+    assert edge.gateway[-1]["upgrade"] == "websocket"
+    assert '"path":"/v1/ws"' in edge.log.read_text()
+
+
+def test_a_token_in_a_subprotocol_arrives_and_is_in_no_log(edge: Edge) -> None:
+    offered = f"eshaar.v1.json, eshaar.token.{SECRET}"
+    edge.get("/v1/ws", Upgrade="websocket", Connection="Upgrade", **{"Sec-WebSocket-Protocol": offered})
+    assert edge.gateway[-1]["sec-websocket-protocol"] == offered
+    assert SECRET not in edge.logs()
+
+
+@pytest.mark.parametrize("path", WITH_TOKEN)
+def test_a_token_is_in_no_log_either_when_nothing_answers(broken: Edge, path: str) -> None:
+    offered = {"Sec-WebSocket-Protocol": f"eshaar.v1.json, eshaar.token.{SECRET}"}
+    for headers in [{}, offered, {"Authorization": f"Bearer {SECRET}"}]:
+        answer = broken.get(path, Upgrade="websocket", Connection="Upgrade", **headers)
+        assert answer.status in (400, 404, 502, 503)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+    assert SECRET not in broken.logs()
+
+
+def test_what_does_not_answer_is_logged_and_answered_as_a_problem(broken: Edge) -> None:
+    for path in ["/v1/messages", "/v1/ws"]:
+        answer = broken.get(path)
+        problem = json.loads(answer.read())
+        assert (answer.status, problem["status"], answer.headers["Retry-After"]) == (502, 502, "1")
+        assert answer.headers["Content-Type"] == "application/problem+json" and problem["code"] == "outcome_unknown"
+        assert answer.headers["Strict-Transport-Security"]
+        assert f"GET {path}" in broken.errors.read_text()
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """nginx before nothing."""
+    yield from running(tmp_path_factory.mktemp("broken"), free_port(), free_port())
+
+
+# What the API takes, by the constants of its code: path, method, bytes.
+def limits() -> list[tuple[str, str, int]]:
+    defaults = tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", (PROJECT / "eshaar.default.toml").read_text(), flags=re.M))
+    body = defaults["ingest"]["body_limit_bytes"]
+    bulk = defaults["ingest"]["bulk"]["max_bytes"]
+    return [
+        ("/v1/messages", "POST", body),
+        ("/v1/conversations", "POST", body),
+        ("/v1/webhooks", "POST", body),
+        ("/v1/admin/dead-letters/redrive", "POST", body),
+        ("/v1/broadcasts", "POST", broadcast_bytes(body)),
+        ("/v1/messages/bulk", "POST", bulk),
+        ("/v1/audiences/card-holders", "PUT", bulk),
+    ]
+
+
+def broadcast_bytes(body: int) -> int:
+    """`const BODY_BYTES: usize = 512 << 10;` of ingest/src/broadcasts.rs."""
+    code = (PROJECT / "ingest/src/broadcasts.rs").read_text()
+    found = re.search(r"BODY_BYTES: usize = ([\d_]+) << (\d+);", code)
+    assert found, "say here where the limit of broadcasts is"
+    return max(body, int(found[1].replace("_", "")) << int(found[2]))
+
+
+@pytest.mark.parametrize(("path", "method", "largest"), limits())
+def test_the_largest_body_of_every_path_goes_through_and_no_larger_one(
+    edge: Edge, path: str, method: str, largest: int
+) -> None:
+    # A GiB takes too long: that the limit is that large is seen by what nginx says of one byte more.
+    size = min(largest, 64 << 20)
+    before = len(edge.ingest)
+    answer = edge.send(method, path, size, size)
+    assert answer.status == 200, answer.read()
+    assert len(edge.ingest) == before + 1 and int(edge.ingest[-1]["received"]) == size
+    if largest > size:
+        announced = edge.send(method, path, largest, 0)
+        assert announced is None or announced.status != 413
+    answer = edge.send(method, path, largest + 1, min(largest + 1, 1 << 20))
+    assert answer is not None and answer.status == 413
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert json.loads(answer.read())["code"] == "body_too_large"
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/details"])

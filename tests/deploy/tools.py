@@ -53,11 +53,18 @@ def http_server(status: int, seen: list[dict[str, str]] | None = None) -> Iterat
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            # Chunks are not counted: nginx passes the length on.
+            length = left = int(self.headers.get("Content-Length", 0))
+            while left > 0 and (chunk := self.rfile.read(min(left, 1 << 20))):
+                left -= len(chunk)
             if seen is not None:
-                seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                seen.append({"path": self.path, "received": str(length - left), **headers})
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        do_POST = do_PUT = do_GET
 
         def log_message(self, *_: object) -> None:
             """Nothing: the tests look at what was seen."""
