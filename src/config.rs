@@ -19,6 +19,8 @@ pub struct Config {
     pub engines: Kind,
     /// Address of the HTTP listener.
     pub listen: String,
+    /// Address of the listener for operators. Empty: `listen` is for all.
+    pub internal_listen: String,
     /// Where data and secrets are kept.
     pub data_dir: PathBuf,
     /// Prefix of topics and registry subjects.

@@ -1,11 +1,13 @@
 //! The public keys of an identity provider: a JWKS document (RFC 7517) in a file or behind a URL.
 //!
-//! It is read again when a token names a key that is not in it (a rotation), and when it is old; never more often than
-//! [`MIN_INTERVAL`], whatever tokens claim. While it cannot be read, the keys known so far stay good.
+//! It is read again when a token names a key that is not in it (a rotation), and when it is old; behind a URL never more often
+//! than [`MIN_INTERVAL`], whatever tokens claim. While it cannot be read, the keys known so far stay good. A token whose key is
+//! not in a document that was read before the token came may be signed with a newer key: it is neither accepted nor refused
+//! until the document may be read again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -21,6 +23,8 @@ pub const MIN_INTERVAL: Duration = Duration::from_secs(30);
 pub const MAX_AGE: Duration = Duration::from_mins(10);
 /// Largest document, in bytes.
 pub const DOCUMENT_BYTES: usize = 256 * 1024;
+/// Most names of keys that are remembered as not published.
+const MAX_ABSENT: usize = 1_024;
 /// Most keys of a document that are used.
 const MAX_KEYS: usize = 64;
 /// How long a provider may take to answer.
@@ -71,6 +75,8 @@ enum Source {
 struct KeySet {
     /// By `kid`; a key without one is under the empty name.
     keys: HashMap<String, Arc<VerifyingKey>>,
+    /// Names of keys that cannot be used, and names that tokens had before the document was read and that are not in it.
+    absent: HashSet<String>,
     read_at: Option<Instant>,
 }
 
@@ -86,6 +92,8 @@ pub(crate) struct Jwks {
 struct Attempt {
     at: Option<Instant>,
     failure: Option<String>,
+    /// Of a file that was read: when it was changed, and its length.
+    file: Option<(SystemTime, u64)>,
 }
 
 impl Jwks {
@@ -109,7 +117,7 @@ impl Jwks {
 
     /// The key that a token names by `kid`; without one, the only key for its algorithm.
     pub(crate) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<VerifyingKey>, AuthError> {
-        let seen = self.read_at();
+        let (began, seen) = (Instant::now(), self.read_at());
         if let Some(key) = self.lookup(kid, algorithm)
             && seen.is_some_and(|at| at.elapsed() < MAX_AGE)
         {
@@ -121,10 +129,28 @@ impl Jwks {
         if let Some(key) = self.lookup(kid, algorithm) {
             return Ok(key);
         }
-        match &self.last_attempt.lock().await.failure {
-            Some(failure) => Err(AuthError::Unavailable(failure.clone())),
-            None => Err(AuthError::Refused("the token names a key that its issuer does not publish")),
+        let attempt = self.last_attempt.lock().await;
+        match (&attempt.failure, attempt.at) {
+            (Some(failure), _) => Err(AuthError::Unavailable(failure.clone())),
+            (None, Some(at)) if !self.is_absent(kid.unwrap_or_default(), began) => {
+                let pause = MIN_INTERVAL.saturating_sub(at.elapsed());
+                Err(AuthError::KeyUnknownYet { retry_after_s: pause.as_secs() + 1 })
+            }
+            (None, _) => Err(AuthError::Refused("the token names a key that its issuer does not publish")),
         }
+    }
+
+    /// Whether a key that is not in the document was missing from it after a token had named it.
+    fn is_absent(&self, kid: &str, named_at: Instant) -> bool {
+        let mut set = self.set.write();
+        if set.absent.contains(kid) {
+            return true;
+        }
+        let was_read_since = set.read_at.is_some_and(|at| at >= named_at);
+        if was_read_since && set.absent.len() < MAX_ABSENT {
+            set.absent.insert(kid.to_owned());
+        }
+        was_read_since
     }
 
     fn read_at(&self) -> Option<Instant> {
@@ -141,19 +167,30 @@ impl Jwks {
         candidates.next().is_none().then(|| Arc::clone(only))
     }
 
-    /// Reads the document again, unless somebody has since `seen`, or has tried within [`MIN_INTERVAL`].
+    /// Reads the document again, unless somebody has since `seen`, or has tried within [`MIN_INTERVAL`]. A file is looked at
+    /// each time, which costs little: one that has not changed is as good as read.
     async fn refresh(&self, seen: Option<Instant>) -> Result<(), JwksError> {
         let mut attempt = self.last_attempt.lock().await;
-        if self.read_at() != seen || attempt.at.is_some_and(|at| at.elapsed() < MIN_INTERVAL) {
+        if self.read_at() != seen {
+            return Ok(());
+        }
+        let file = self.source.file().await;
+        if file.is_some() && file == attempt.file && attempt.failure.is_none() {
+            self.set.write().read_at = Some(Instant::now());
+            return Ok(());
+        }
+        if file.is_none() && attempt.at.is_some_and(|at| at.elapsed() < MIN_INTERVAL) {
             return Ok(());
         }
         attempt.at = Some(Instant::now());
+        attempt.file = file;
         let read = match self.source.read().await {
             Ok(document) => parse(&document),
             Err(error) => Err(error),
         };
         attempt.failure = read.as_ref().err().map(ToString::to_string);
-        *self.set.write() = KeySet { keys: read?, read_at: Some(Instant::now()) };
+        let (keys, absent) = read?;
+        *self.set.write() = KeySet { keys, absent, read_at: Some(Instant::now()) };
         Ok(())
     }
 }
@@ -169,6 +206,13 @@ fn client(url: &str) -> Result<reqwest::Client, JwksError> {
 }
 
 impl Source {
+    /// When a file was changed, and its length; `None` of a URL.
+    async fn file(&self) -> Option<(SystemTime, u64)> {
+        let Self::File(path) = self else { return None };
+        let metadata = tokio::fs::metadata(path).await.ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    }
+
     async fn read(&self) -> Result<Vec<u8>, JwksError> {
         let (url, client) = match self {
             Self::File(path) => {
@@ -192,9 +236,10 @@ impl Source {
     }
 }
 
-/// The keys of a document that can be used; the others (encryption keys, other algorithms) are passed over, as RFC 7517
-/// (5) asks.
-fn parse(document: &[u8]) -> Result<HashMap<String, Arc<VerifyingKey>>, JwksError> {
+/// The keys of a document that can be used, and the names of the others (encryption keys, other algorithms), which are
+/// passed over, as RFC 7517 (5) asks.
+#[expect(clippy::type_complexity, reason = "a pair that is taken apart at once")]
+fn parse(document: &[u8]) -> Result<(HashMap<String, Arc<VerifyingKey>>, HashSet<String>), JwksError> {
     let set: JwkSet = serde_json::from_slice(document).map_err(|error| JwksError::Malformed(error.to_string()))?;
     let usable = set.keys.iter().filter_map(|jwk| {
         let algorithm = algorithm_of(jwk)?;
@@ -202,7 +247,10 @@ fn parse(document: &[u8]) -> Result<HashMap<String, Arc<VerifyingKey>>, JwksErro
         let kid = jwk.common.key_id.clone().unwrap_or_default();
         Some((kid, Arc::new(VerifyingKey { algorithm, key })))
     });
-    Ok(usable.take(MAX_KEYS).collect())
+    let usable: HashMap<_, _> = usable.take(MAX_KEYS).collect();
+    let names = set.keys.iter().filter_map(|jwk| jwk.common.key_id.clone());
+    let absent = names.filter(|name| !usable.contains_key(name)).take(MAX_ABSENT).collect();
+    Ok((usable, absent))
 }
 
 /// The algorithm that a key is for. A symmetric key has no place among public ones.

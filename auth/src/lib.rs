@@ -1,11 +1,12 @@
 //! Who is calling: API keys of businesses, JWTs of mobile users. Shared by ingest and gateway.
 //!
 //! `keys` (the form of an API key, minting, looking it up) · `jwt` (what a token must hold, issuing one) · `jwks` (the
-//! public keys of an identity provider) · `signing` (what signs webhooks). Credentials are never logged and never part of an error.
+//! public keys of an identity provider) · `operations` (who may call what) · `signing` (what signs webhooks). Credentials are never logged and never part of an error.
 
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
+pub mod operations;
 pub mod signing;
 
 use std::sync::Arc;
@@ -48,6 +49,12 @@ pub enum AuthError {
     /// It is not valid.
     #[error("the credential was refused: {0}")]
     Refused(&'static str),
+    /// The token names a key that its issuer may have published since its keys were read.
+    #[error("the key of this token is not known yet: its issuer's keys are read again in {retry_after_s} s")]
+    KeyUnknownYet {
+        /// When they may be read again, in seconds.
+        retry_after_s: u64,
+    },
     /// It cannot be checked now.
     #[error("credentials cannot be checked at the moment: {0}")]
     Unavailable(String),

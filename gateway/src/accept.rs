@@ -1,4 +1,8 @@
 //! The way in: `GET /v1/ws`, upgraded once the caller is known.
+//!
+//! A credential comes as `Authorization`, or, from browsers, which cannot set headers on a WebSocket, as a subprotocol beside
+//! ours: `eshaar.token.<base64url of the credential>`. As a query parameter it ends up in logs of proxies: that way is
+//! deprecated, and closed to API keys, which do not expire.
 
 use std::sync::Arc;
 
@@ -6,8 +10,12 @@ use axum::Router;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use eshaar_auth::AuthError;
+use eshaar_auth::keys::PREFIX as KEY_PREFIX;
 use eshaar_service::Problem;
+use eshaar_service::listener::Connection;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -19,7 +27,10 @@ use crate::shared::Shared;
 /// The one subprotocol.
 pub const SUBPROTOCOL: &str = "eshaar.v1.json";
 
-/// For browsers, which cannot set headers on a WebSocket.
+/// What the subprotocol begins with that holds a credential. It is never answered.
+const TOKEN_PROTOCOL: &str = "eshaar.token.";
+
+/// The deprecated way of browsers.
 #[derive(Deserialize)]
 struct Access {
     access_token: Option<String>,
@@ -33,6 +44,11 @@ async fn upgrade(State(shared): State<Arc<Shared>>, mut request: Request) -> Res
     let token = Query::<Access>::try_from_uri(request.uri()).ok().and_then(|Query(access)| access.access_token);
     match admit(&shared, token, request.headers()).await {
         Ok((identity, accept)) => {
+            if let Some(connection) = request.extensions().get::<Connection>()
+                && let Err(problem) = connection.authenticated()
+            {
+                return problem.into_response();
+            }
             let upgraded = hyper::upgrade::on(&mut request);
             // The task holds nothing of the request: its headers alone would cost more than the session.
             tokio::spawn(session::run(Box::pin(async move {
@@ -67,18 +83,47 @@ async fn admit(
         let detail = format!("this process holds {} sessions already", shared.options.sessions);
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", detail).retry_after(5));
     }
-    let credential = bearer(headers).map(str::to_owned).or(token).ok_or(AuthError::Missing);
-    let identity = match credential {
+    let identity = match credential(token, headers)? {
         Ok(credential) => shared.credentials.authenticate(&credential).await,
-        Err(missing) => Err(missing),
+        Err(refused) => Err(refused),
     };
     let identity = identity.map_err(|error| match error {
         AuthError::Unavailable(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string()).retry_after(1)
         }
+        AuthError::KeyUnknownYet { retry_after_s } => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string()).retry_after(retry_after_s)
+        }
         error => Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", error.to_string()),
     })?;
     Ok((identity, derive_accept_key(key.as_bytes())))
+}
+
+/// The credential of a request: of the header, else of the subprotocol, else of the query.
+fn credential(query: Option<String>, headers: &HeaderMap) -> Result<Result<String, AuthError>, Problem> {
+    if query.as_deref().is_some_and(|token| token.trim_start().starts_with(KEY_PREFIX)) {
+        let detail = "an API key does not belong in an address, where logs keep it: use `Authorization`, or the subprotocol \
+                      `eshaar.token.…`; this one should be revoked";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "key_in_query", detail));
+    }
+    if let Some(credential) = bearer(headers) {
+        return Ok(Ok(credential.to_owned()));
+    }
+    let mut tokens = protocols(headers).filter_map(|protocol| protocol.strip_prefix(TOKEN_PROTOCOL));
+    let Some(encoded) = tokens.next() else { return Ok(query.ok_or(AuthError::Missing)) };
+    if tokens.next().is_some() {
+        let detail = "offer one subprotocol `eshaar.token.…`";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "repeated_token", detail));
+    }
+    let decoded = URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok();
+    let credential = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+    Ok(credential.ok_or(AuthError::Refused("the subprotocol `eshaar.token.…` must hold base64url of the credential")))
+}
+
+/// The subprotocols that a client offers.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 fn is_upgrade(headers: &HeaderMap) -> bool {

@@ -54,8 +54,10 @@ pub(crate) enum Hint {
 /// What a frame that is handed on whole is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum About {
-    /// A message that the principal sent.
-    Message,
+    /// A one-way message that the principal sent.
+    OneWay,
+    /// A chat message that the principal sent.
+    Chat,
     /// A conversation of the principal.
     Conversation,
 }
@@ -358,7 +360,7 @@ mod tests {
     fn an_inbox_is_bounded_and_says_when_it_overflowed() {
         let hub = Hub::new();
         let handle = hub.enter(acme(), None, 0, 3).unwrap();
-        let hint = || Hint::Frame(About::Message, Bytes::from_static(b"{}"));
+        let hint = || Hint::Frame(About::OneWay, Bytes::from_static(b"{}"));
         handle.deliver(hint(), 2);
         assert!(handle.take_inbox().hints.is_empty(), "it has not said hello");
         handle.go_live();

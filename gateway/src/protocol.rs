@@ -30,6 +30,32 @@ pub(crate) enum Request {
     Typing { conversation_id: ConversationId, on: bool, r#ref: Option<String> },
 }
 
+impl Request {
+    /// Its name on the wire, and in the table of operations.
+    pub(crate) const fn op(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Ack { .. } => "ack",
+            Self::Read { .. } => "read",
+            Self::Renew { .. } => "renew",
+            Self::Ping {} => "ping",
+            Self::Send(_) => "send",
+            Self::Join { .. } => "join",
+            Self::Leave { .. } => "leave",
+            Self::Typing { .. } => "typing",
+        }
+    }
+
+    /// What the client calls it.
+    pub(crate) fn reference(&self) -> Option<&str> {
+        match self {
+            Self::Send(send) => Some(&send.r#ref),
+            Self::Join { r#ref, .. } | Self::Leave { r#ref, .. } | Self::Typing { r#ref, .. } => r#ref.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// A message in a conversation, or to the other side. What is wrong with its fields is said under its `ref`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Send {

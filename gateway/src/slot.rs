@@ -208,7 +208,7 @@ fn rendered(hint: &StatusHint) -> Hint {
     let about = match &hint.conversation {
         None => {
             Reply::Status { id: hint.id, status: &hint.status, at }.render(&mut json);
-            About::Message
+            if hint.of_chat { About::Chat } else { About::OneWay }
         }
         Some(told) => {
             let (with, by, up_to) = (told.with.as_str(), told.by.as_str(), told.up_to.as_deref());

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, BusinessId, MessageId, Permission, Priority, RecipientsId, Timestamp};
+use eshaar_model::{BroadcastId, BusinessId, MessageId, Priority, RecipientsId, Timestamp};
 use eshaar_schemas::{Broadcast, Cancellation, DecodeError};
 use eshaar_service::Problem;
 use eshaar_store::audiences::{self as lists, PAGE_PHONES};
@@ -125,8 +125,7 @@ pub(crate) struct BroadcastCancelled {
 /// Send a broadcast
 ///
 /// One message to an audience, or to up to 10,000 phones that are listed, each of which gets it once. It is answered once it
-/// is on disk; its messages are sent from then on, in the bulk lane, so that what is sent singly goes first. Needs the
-/// permission `broadcasts:send`.
+/// is on disk; its messages are sent from then on, in the bulk lane, so that what is sent singly goes first.
 #[utoipa::path(
     post, path = "/v1/broadcasts", tag = "broadcasts", operation_id = "send_broadcast",
     params(openapi::IdempotencyKey),
@@ -142,7 +141,7 @@ pub(crate) async fn send(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let key = idempotency::of(&headers)?;
     let body = body::json_within(BODY_BYTES, &headers, body, &app.options).await?;
     let draft = submit::parse_broadcast(&body, app.options.json_depth)?;
@@ -251,7 +250,7 @@ fn accepted(answer: Bytes, replayed: bool) -> Response {
 
 /// Show a broadcast
 ///
-/// With its progress. Needs the permission `broadcasts:send`.
+/// With its progress.
 #[utoipa::path(
     get, path = "/v1/broadcasts/{id}", tag = "broadcasts", operation_id = "get_broadcast",
     params(openapi::BroadcastIdPath),
@@ -262,14 +261,14 @@ pub(crate) async fn get(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<BroadcastView>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let row = find(&app, business, &id).await?;
     view(&app, &row).await.map(Json)
 }
 
 /// List your broadcasts
 ///
-/// Newest first, with their progress. Needs the permission `broadcasts:send`.
+/// Newest first, with their progress.
 #[utoipa::path(
     get, path = "/v1/broadcasts", tag = "broadcasts", operation_id = "list_broadcasts",
     params(openapi::PageQuery),
@@ -280,7 +279,7 @@ pub(crate) async fn list(
     caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Broadcasts>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let parameters = Parameters::parse(query.as_deref(), &["cursor", "limit"])?;
     let before = parameters.get::<PageCursor>("cursor")?.map(|cursor| cursor.0);
     let before = before.and_then(|id| BroadcastId::from_bytes(id.as_bytes()).ok());
@@ -304,7 +303,7 @@ pub(crate) async fn list(
 ///
 /// What was not delivered yet is not delivered: neither what was not sent so far, nor what waits for a phone that is away. A
 /// message that was under way to a phone at that moment may still arrive, and then counts as delivered. A repeat changes
-/// nothing. Needs the permission `broadcasts:send`.
+/// nothing.
 #[utoipa::path(
     post, path = "/v1/broadcasts/{id}/cancel", tag = "broadcasts", operation_id = "cancel_broadcast",
     params(openapi::BroadcastIdPath),
@@ -316,7 +315,7 @@ pub(crate) async fn cancel(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<Json<BroadcastCancelled>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let id = find(&app, business, &id).await?.id;
     let answer = Json(BroadcastCancelled { id, status: BroadcastStatus::Cancelled });
     if app.deps.cancelled.covers(id.into()) {

@@ -46,8 +46,8 @@ pub(crate) struct Accepted {
 
 /// Send a message
 ///
-/// At once, or at `send_at`. It is answered once the message is on disk, and will be delivered. A business needs the
-/// permission `messages:send` for `one_way`, and `chat` for `chat`; a mobile user sends `chat`.
+/// At once, or at `send_at`. It is answered once the message is on disk, and will be delivered. API keys need
+/// `messages:send` for `one_way`, and `chat` for `chat`; a mobile user sends `chat`.
 #[utoipa::path(
     post, path = "/v1/messages", tag = "messages", operation_id = "send_message",
     params(openapi::IdempotencyKey),
@@ -200,7 +200,8 @@ fn accepted(answer: Bytes, replayed: bool) -> Response {
 
 /// Show a message
 ///
-/// With its status and timeline, to the business that sent it or the phone that it was sent to.
+/// With its status and timeline, to the business that sent it or the phone that it was sent to. API keys need `messages:read`
+/// for one-way messages.
 #[utoipa::path(
     get, path = "/v1/messages/{id}", tag = "messages", operation_id = "get_message",
     params(openapi::MessageIdPath),
@@ -214,6 +215,9 @@ pub(crate) async fn get(
 ) -> Result<Json<MessageDetails>, Problem> {
     Parameters::parse(query.as_deref(), &[])?;
     let stored = view::find(&app, &id, &caller.0.principal).await?;
+    if stored.row.message_type == MessageType::OneWay && caller.0.principal.business().is_some() {
+        caller.business_with(Permission::MessagesRead)?;
+    }
     let now = app.deps.clock.now();
     let details = MessageDetails::of(&stored, (&app.deps.codecs, &app.deps.cancelled), now).await?;
     // What was taken back in time is not shown to those that it was for.

@@ -19,6 +19,10 @@ pub(crate) fn unauthenticated(error: &AuthError) -> Problem {
         AuthError::Missing | AuthError::Refused(_) => {
             Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", error.to_string())
         }
+        AuthError::KeyUnknownYet { retry_after_s } => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "auth_unavailable", error.to_string())
+                .retry_after(*retry_after_s)
+        }
         AuthError::Unavailable(_) => {
             tracing::error!(%error, "a caller could not be authenticated");
             unavailable("auth_unavailable", "credentials cannot be checked at the moment")
@@ -26,8 +30,10 @@ pub(crate) fn unauthenticated(error: &AuthError) -> Problem {
     }
 }
 
-pub(crate) fn forbidden(wanted: Permission) -> Problem {
-    let detail = format!("this needs an API key with the permission `{wanted}`");
+/// The caller needs one of these permissions.
+pub(crate) fn forbidden(wanted: &[Permission]) -> Problem {
+    let names: Vec<_> = wanted.iter().map(|permission| format!("`{permission}`")).collect();
+    let detail = format!("this needs an API key with the permission {}", names.join(" or "));
     Problem::new(StatusCode::FORBIDDEN, "permission_missing", detail)
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn mark(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<Json<ReadAnswer>, Problem> {
-    let who = caller.chatter()?;
+    let who = caller.principal();
     let stored = view::find(&app, &id, who).await?;
     if stored.row.recipient != *who {
         return Err(problems::message_not_found());

@@ -6,8 +6,8 @@ use axum::routing::{delete, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    App, Deps, Options, admin, audiences, broadcasts, bulk, cancel, context, conversations, messages, openapi,
-    problems, read, stream, unread, webhooks,
+    App, Deps, Options, admin, audiences, broadcasts, bulk, cancel, context, conversations, guard, messages, openapi,
+    problems, read, root, stream, unread, webhooks,
 };
 
 /// The HTTP API. It answers every path that it does not know with a problem: merge other routers into it, not it into one
@@ -37,15 +37,18 @@ pub fn router(deps: Deps, options: Options) -> Router {
         .route("/v1/webhooks/{id}/enable", post(webhooks::enable))
         .route("/v1/webhooks/{id}/rotate-secret", post(webhooks::rotate))
         .merge(admin::router())
+        .route_layer(from_fn_with_state(app.clone(), guard::guard))
         .layer(from_fn_with_state(app.clone(), context::in_time));
     // Bulk requests last as long as there is something to read; they are bounded by how long nothing moves.
     let unbounded = Router::new()
         .route("/v1/messages/bulk", post(bulk::send))
-        .route("/v1/audiences/{name}", put(audiences::upload));
+        .route("/v1/audiences/{name}", put(audiences::upload))
+        .route_layer(from_fn_with_state(app.clone(), guard::guard));
     Router::new()
         .merge(bounded)
         .merge(unbounded)
         .merge(openapi::router())
+        .route("/", get(root::show))
         .fallback(async || problems::no_such_path())
         .with_state(app)
         .layer(from_fn(unread::discarded))

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use eshaar_auth::signing::OVERLAP_MS;
-use eshaar_model::{AuditId, BusinessId, Permission, Status, Timestamp, WebhookId};
+use eshaar_model::{AuditId, BusinessId, Status, Timestamp, WebhookId};
 use eshaar_service::{Problem, egress};
 use eshaar_store::{AuditEntry, Webhook};
 use http::{HeaderMap, StatusCode};
@@ -98,7 +98,7 @@ pub(crate) struct Webhooks {
 /// Make a webhook
 ///
 /// From a few seconds later on it is told by a signed POST (Standard Webhooks 1.0) of every step that a message of yours
-/// reaches. A business has at most 10. Needs the permission `messages:send`.
+/// reaches. A business has at most 10.
 #[utoipa::path(
     post, path = "/v1/webhooks", tag = "webhooks", operation_id = "make_webhook",
     request_body = NewWebhook,
@@ -111,7 +111,7 @@ pub(crate) async fn make(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let business = caller.business_with(Permission::MessagesSend)?;
+    let business = caller.business()?;
     let Some(key) = app.deps.signing.newest() else { return Err(problems::webhooks_unavailable()) };
     let body = body::json(&headers, body, &app.options).await?;
     let (url, events) = read(&body, app.options.json_depth, app.deps.private_webhooks)?;
@@ -153,7 +153,7 @@ pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<
 
 /// Delete a webhook
 ///
-/// It may be told of what is under way for a few seconds more. Needs the permission `messages:send`.
+/// It may be told of what is under way for a few seconds more.
 #[utoipa::path(
     delete, path = "/v1/webhooks/{id}", tag = "webhooks", operation_id = "delete_webhook",
     params(openapi::WebhookIdPath),
@@ -165,7 +165,7 @@ pub(crate) async fn delete(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let business = caller.business_with(Permission::MessagesSend)?;
+    let business = caller.business()?;
     let found = find(&app, business, &id).await?;
     audit(&app, &caller, &origin, "webhook.deleted", found.id).await?;
     let deleted = app.deps.store.webhooks.delete(business, found.id).await.map_err(|error| problems::store(&error))?;
@@ -175,7 +175,6 @@ pub(crate) async fn delete(
 /// Enable a webhook again
 ///
 /// It is told of what comes from then on, not of what it missed while it was disabled. Nothing changes where it is enabled.
-/// Needs the permission `messages:send`.
 #[utoipa::path(
     post, path = "/v1/webhooks/{id}/enable", tag = "webhooks", operation_id = "enable_webhook",
     params(openapi::WebhookIdPath),
@@ -187,7 +186,7 @@ pub(crate) async fn enable(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<Json<WebhookView>, Problem> {
-    let business = caller.business_with(Permission::MessagesSend)?;
+    let business = caller.business()?;
     let found = find(&app, business, &id).await?;
     if found.disabled.is_none() {
         return Ok(Json(view(found)));
@@ -203,8 +202,7 @@ pub(crate) async fn enable(
 
 /// Give a webhook a new secret
 ///
-/// For 24 hours requests carry two signatures, by the new secret and by the one before. Needs the permission
-/// `messages:send`.
+/// For 24 hours requests carry two signatures, by the new secret and by the one before.
 #[utoipa::path(
     post, path = "/v1/webhooks/{id}/rotate-secret", tag = "webhooks", operation_id = "rotate_webhook_secret",
     params(openapi::WebhookIdPath),
@@ -216,7 +214,7 @@ pub(crate) async fn rotate(
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<Json<WebhookWithSecret>, Problem> {
-    let business = caller.business_with(Permission::MessagesSend)?;
+    let business = caller.business()?;
     let found = find(&app, business, &id).await?;
     audit(&app, &caller, &origin, "webhook.secret_rotated", found.id).await?;
     let now = app.deps.clock.now();

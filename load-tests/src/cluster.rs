@@ -121,7 +121,9 @@ impl Cluster {
         let eshaar = |arguments: &'static [&'static str]| once(&options, dir.path(), arguments);
         eshaar(&["store", "apply"]).await?;
         eshaar(&["topics", "apply"]).await?;
-        let api_key = eshaar(&["keys", "create", "--business", "acme", "--permission", "messages:send"]).await?;
+        let create =
+            &["keys", "create", "--business", "acme", "--permission", "messages:send", "--permission", "messages:read"];
+        let api_key = eshaar(create).await?;
         let mut members = Vec::new();
         let (mut ingest, mut gateways) = (Vec::new(), Vec::new());
         for role in Role::ALL {

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Permission {
     #[serde(rename = "messages:send")]
     MessagesSend,
+    #[serde(rename = "messages:read")]
+    MessagesRead,
     #[serde(rename = "broadcasts:send")]
     BroadcastsSend,
     #[serde(rename = "chat")]
@@ -19,6 +21,8 @@ pub enum Permission {
     ConversationsManage,
     #[serde(rename = "media:upload")]
     MediaUpload,
+    #[serde(rename = "webhooks:manage")]
+    WebhooksManage,
     #[serde(rename = "admin")]
     Admin,
 }
@@ -28,12 +32,14 @@ impl Permission {
     pub const OF_CONVERSATIONS: [Self; 2] = [Self::Chat, Self::ConversationsManage];
 
     /// All permissions.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::MessagesSend,
+        Self::MessagesRead,
         Self::BroadcastsSend,
         Self::Chat,
         Self::ConversationsManage,
         Self::MediaUpload,
+        Self::WebhooksManage,
         Self::Admin,
     ];
 
@@ -41,10 +47,12 @@ impl Permission {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MessagesSend => "messages:send",
+            Self::MessagesRead => "messages:read",
             Self::BroadcastsSend => "broadcasts:send",
             Self::Chat => "chat",
             Self::ConversationsManage => "conversations:manage",
             Self::MediaUpload => "media:upload",
+            Self::WebhooksManage => "webhooks:manage",
             Self::Admin => "admin",
         }
     }
@@ -64,7 +72,7 @@ impl fmt::Display for Permission {
 /// The text names no permission.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "expected a permission (messages:send, broadcasts:send, chat, conversations:manage, media:upload or admin), got {length} characters that are not one"
+    "expected a permission (messages:send, messages:read, broadcasts:send, chat, conversations:manage, media:upload, webhooks:manage or admin), got {length} characters that are not one"
 )]
 pub struct PermissionError {
     /// Length of the refused text, in characters.

@@ -56,7 +56,7 @@ impl Notify {
                 // Most senders are offline: their statuses are not even decoded.
                 Some(sender) if !online.contains_key(&sender) => Outcome::Done,
                 Some(sender) => match decode::<StatusChanged>(&self.codecs, &record.value).await {
-                    Ok(change) => self.forward(record, &[(&sender, status_hint(&change))], &online),
+                    Ok(change) => self.forward(record, &[(&sender, status_hint(&change, &record.key))], &online),
                     Err(error) => error.outcome(&self.clock, PAUSE_MS),
                 },
             });
@@ -141,8 +141,10 @@ fn sender(record: &Received) -> Option<Principal> {
     record.headers.text(headers::FROM)?.parse().ok()
 }
 
-fn status_hint(change: &StatusChanged) -> StatusHint {
-    StatusHint { id: change.id, status: change.status.as_str().to_owned(), at: change.at, conversation: None }
+/// The key is that of the message: a conversation's id, or a phone in E.164.
+fn status_hint(change: &StatusChanged, key: &[u8]) -> StatusHint {
+    let (status, of_chat) = (change.status.as_str().to_owned(), !key.starts_with(b"+"));
+    StatusHint { id: change.id, status, at: change.at, conversation: None, of_chat }
 }
 
 /// The id of a conversation as hints have it, and its two sides: business and phone.
@@ -164,6 +166,7 @@ fn conversation_hint(change: &ConversationChanged, id: MessageId, with: &Princip
             by: change.by.clone(),
             up_to: change.up_to.clone(),
         }),
+        of_chat: false,
     }
 }
 
@@ -183,6 +186,11 @@ mod tests {
     use crate::testing::{Engines, START, at, message};
 
     fn delivered(codecs: &Codecs) -> Received {
+        delivered_of(codecs, b"+966500000001")
+    }
+
+    /// Of a message with this key.
+    fn delivered_of(codecs: &Codecs, key: &'static [u8]) -> Received {
         let message = message(1);
         let change = StatusChanged {
             id: message.id,
@@ -193,7 +201,7 @@ mod tests {
             reason: None,
         };
         let origin = Origin { traceparent: None, correlation: Some("c-1") };
-        at(flow::status(&change, Bytes::from_static(b"key"), codecs, origin).unwrap(), Topic::MessageStatus, (0, 0))
+        at(flow::status(&change, Bytes::from_static(key), codecs, origin).unwrap(), Topic::MessageStatus, (0, 0))
     }
 
     fn notify(engines: &Engines) -> Notify {
@@ -211,6 +219,19 @@ mod tests {
         assert_eq!((hints.len(), hints[0].topic, hints[0].partition), (1, Topic::Deliveries, Some(3)));
         assert_eq!((delivery.principal.as_str(), hint.status.as_str()), ("acme-bank", "delivered"));
         assert_eq!(Origin::of(&hints[0].headers).correlation, Some("c-1"));
+    }
+
+    #[tokio::test]
+    async fn a_hint_says_whether_its_message_is_one_of_a_conversation() {
+        let engines = Engines::open().await;
+        engines.connect("acme-bank").await;
+        for (key, of_chat) in [(&b"+966500000001"[..], false), (b"019b7600-0000-7000-8000-000000000000", true)] {
+            let mut outcomes = notify(&engines).handle(&mut (), &[delivered_of(&engines.codecs, key)]).await;
+            let Outcome::Forward(hints) = outcomes.remove(0) else { panic!("not forwarded") };
+            let delivery: Delivery = engines.codecs.decode(&hints[0].value).unwrap();
+            let Hint::Status(hint) = delivery.hint else { panic!("not a status") };
+            assert_eq!(hint.of_chat, of_chat);
+        }
     }
 
     #[tokio::test]

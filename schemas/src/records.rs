@@ -115,6 +115,8 @@ pub struct StatusHint {
     pub at: i64,
     #[serde(default)]
     pub conversation: Option<ConversationHint>,
+    #[serde(default)]
+    pub of_chat: bool,
 }
 
 /// What is said is about a conversation.

@@ -5,6 +5,7 @@
 pub mod breaker;
 pub mod bulkhead;
 pub mod config;
+pub mod cors;
 pub mod egress;
 pub mod health;
 pub mod listener;

@@ -24,6 +24,7 @@ macro_rules! metrics_list {
 metrics_list! {
     HTTP_REQUESTS = Counter, "eshaar_http_requests_total", Count, "HTTP requests, by route, method and status.";
     HTTP_SECONDS = Histogram, "eshaar_http_request_seconds", Seconds, "Time to answer an HTTP request, by route.";
+    HTTP_CONNECTIONS_CLOSED = Counter, "eshaar_http_connections_closed_total", Count, "HTTP connections that were closed on a client, by reason: read or write (it took too long), room (a newer one needs its place), address (its address has too many).";
     INGEST_ACCEPTED = Counter, "eshaar_messages_accepted_total", Count, "Messages accepted from senders, by lane.";
     INGEST_REJECTED = Counter, "eshaar_messages_rejected_total", Count, "Messages refused, by code.";
     INGEST_REPEATED = Counter, "eshaar_submissions_repeated_total", Count, "Submissions answered from an idempotency claim.";

@@ -272,7 +272,8 @@ pub enum KeysCommand {
         /// Whose it is.
         #[arg(long)]
         business: BusinessId,
-        /// What it allows; may be repeated.
+        /// What it allows; may be repeated: messages:send, messages:read, broadcasts:send, chat, conversations:manage,
+        /// media:upload, webhooks:manage or admin (all of them).
         #[arg(long = "permission", required = true)]
         permissions: Vec<Permission>,
         /// What to call it.

@@ -22,7 +22,9 @@ pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Res
     let config = config::load(settings)?;
     println!("configuration  well formed");
     let mut findings = vec![
-        ("listen", address(&config)),
+        ("listen", address("listen", &config.listen)),
+        ("internal_listen", address("internal_listen", &config.internal_listen)),
+        ("http", http(&config)),
         ("data", data_dir(&config)),
         ("secrets", secrets(&config)),
         ("tokens", tokens(&config)),
@@ -48,14 +50,26 @@ pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Res
 
 type Finding = Result<String, String>;
 
-fn address(config: &Config) -> Finding {
-    match TcpListener::bind(&config.listen) {
-        Ok(_) => Ok(format!("would listen on {}", config.listen)),
+fn address(option: &str, address: &str) -> Finding {
+    if address.is_empty() && option == "internal_listen" {
+        return Ok("unset: `listen` answers operators too".to_owned());
+    }
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(format!("would listen on {address}")),
         Err(error) => Err(format!(
-            "cannot listen on {}: {error}. Choose another with --listen, or stop what has it",
-            config.listen
+            "cannot listen on {address}: {error}. Choose another with --{}, or stop what has it",
+            if option == "listen" { "listen" } else { "set internal_listen=ADDRESS" }
         )),
     }
+}
+
+fn http(config: &Config) -> Finding {
+    eshaar_service::cors::layer(&config.http.cors_origins).map_err(|error| error.to_string())?;
+    Ok(format!(
+        "{} trusted proxies, pages of {} origins may call",
+        config.http.trusted_proxies.len(),
+        config.http.cors_origins.len()
+    ))
 }
 
 fn data_dir(config: &Config) -> Finding {

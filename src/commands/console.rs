@@ -9,7 +9,8 @@ use crate::first_start::CONSOLE_SECRET_FILE;
 
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let config = config::load(settings)?;
-    println!("http://{}{}", config.listen, link(&config, Clock::system().now())?);
+    let address = if config.internal_listen.is_empty() { &config.listen } else { &config.internal_listen };
+    println!("http://{address}{}", link(&config, Clock::system().now())?);
     Ok(())
 }
 

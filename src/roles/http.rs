@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse as _;
 use axum::routing::get;
 use eshaar_auth::jwt::Issuer;
+use eshaar_auth::operations;
 use eshaar_gateway::Gateway;
 use eshaar_schemas::registry::http::Access;
-use eshaar_service::Health;
 use eshaar_service::health::{Check, Dependency};
+use eshaar_service::{Health, Problem};
 use eshaar_topics::Cancelled;
 use eshaar_topics::runner::Watchdog;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -33,6 +38,17 @@ pub struct Signs {
     pub draining: CancellationToken,
 }
 
+/// What the public listener answers where operators have one of their own: everything but what they alone need.
+pub fn public(router: Router) -> Router {
+    router.layer(from_fn(async |request: Request, next: Next| {
+        if operations::is_internal(request.uri().path()) {
+            let detail = "there is nothing here; /openapi.json lists what there is";
+            return Problem::new(StatusCode::NOT_FOUND, "no_such_path", detail).into_response();
+        }
+        next.run(request).await
+    }))
+}
+
 /// Everything that `role` answers.
 pub async fn router(
     engines: &Engines,
@@ -54,14 +70,17 @@ pub async fn router(
     }
     if let Some(registry) = &engines.own_registry {
         let registry = eshaar_schemas::registry::http::router(registry.clone(), Access::ReadOnly);
-        router = router.nest("/registry", registry);
+        router = router.nest_service("/registry", registry);
     }
     Ok(router)
 }
 
 /// The API; and the console, where the data directory holds the demo business's key and the secret of its links.
 async fn api(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> anyhow::Result<Router> {
-    let api = eshaar_ingest::router(of_ingest(engines, cancelled, config), config.ingest.clone());
+    let mut api = eshaar_ingest::router(of_ingest(engines, cancelled, config), config.ingest.clone());
+    if let Some(cors) = eshaar_service::cors::layer(&config.http.cors_origins)? {
+        api = api.layer(cors);
+    }
     if !first_start::has_demo(&config.data_dir) {
         return Ok(api);
     }

@@ -86,6 +86,8 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     let listener =
         TcpListener::bind(&config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
+    let internal = bind_internal(&config).await?;
+    let operators_at = internal.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
     let engines = tokio::select! {
         opened = Engines::open(&config) => opened?,
         () = told_to_stop.cancelled() => return Ok(()),
@@ -119,21 +121,28 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     tokio::spawn(Arc::clone(&clocks).run(closed.clone()));
     let signs = http::Signs { rendered, watchdog, clocks, draining: told_to_stop.clone() };
     let router = http::router(&engines, &cancelled, &config, role, gateway.as_ref(), signs).await?;
-    let http = tokio::spawn({
+    let listeners = match internal {
+        Some(internal) => vec![(listener, http::public(router.clone())), (internal, router)],
+        None => vec![(listener, router)],
+    };
+    let http = listeners.into_iter().map(|(listener, router)| {
         let (options, closed) = (config.http.clone(), closed.clone());
-        async move { listener::serve(listener, router, &options, closed, GRACE).await }
+        tokio::spawn(async move { listener::serve(listener, router, &options, closed, GRACE).await })
     });
+    let http: Vec<_> = http.collect();
     if config.engines == Kind::Embedded {
-        welcome(&config, address, is_new, &console::link(&config, engines.clock.now())?);
+        welcome(&config, (address, operators_at), is_new, &console::link(&config, engines.clock.now())?);
     }
-    info!(role = role.name(), %address, data_dir = %config.data_dir.display(), "serving");
+    info!(role = role.name(), %address, %operators_at, data_dir = %config.data_dir.display(), "serving");
 
     told_to_stop.cancelled().await;
     if let Some(gateway) = gateway {
         gateway.drain(GRACE).await;
     }
     closed.cancel();
-    http.await.context("the listener failed")?;
+    for listener in http {
+        listener.await.context("a listener failed")?;
+    }
     if let Some(redriver) = redriver
         && tokio::time::timeout(GRACE, redriver).await.is_err()
     {
@@ -148,6 +157,16 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     engines.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// The listener of operators, where there is one.
+async fn bind_internal(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let address = &config.internal_listen;
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).with_context(|| format!("cannot listen on {address} (internal_listen)"))
 }
 
 /// Folds what histograms have gathered into their buckets, which otherwise only a scrape does.
@@ -209,7 +228,12 @@ async fn start_gateway(
 
 /// Says where to go.
 #[expect(clippy::print_stdout, reason = "the one thing a new user looks at")]
-fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool, console_link: &str) {
+fn welcome(
+    config: &Config,
+    (address, operators_at): (std::net::SocketAddr, std::net::SocketAddr),
+    is_new: bool,
+    console_link: &str,
+) {
     let data_dir = config.data_dir.display();
     println!("eshaar is serving on http://{address}");
     if is_new {
@@ -218,13 +242,13 @@ fn welcome(config: &Config, address: std::net::SocketAddr, is_new: bool, console
     }
     println!(
         "
-  in a page   http://{address}{console_link}
+  in a page   http://{operators_at}{console_link}
   a phone     eshaar listen --phone +966500000001
   a message   eshaar send --to +966500000001 'Hello'
   the API     http://{address}/docs
   the topics  eshaar topics tail messages.accepted
-  schemas     http://{address}/registry/subjects
-  health      http://{address}/health/details
+  schemas     http://{operators_at}/registry/subjects
+  health      http://{operators_at}/health/details
 
 Ctrl-C stops it; nothing accepted is lost."
     );

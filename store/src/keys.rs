@@ -28,6 +28,30 @@ pub struct ApiKey {
     pub revoked_at: Option<Timestamp>,
 }
 
+/// First word of stored permissions that hold everything that the key allows. Keys without it were stored before reading
+/// messages and managing webhooks needed permissions, and allow both.
+const COMPLETE: &str = "v2";
+
+/// Permissions that keys have which were stored before these permissions were there.
+const ALWAYS_ALLOWED_BEFORE: [Permission; 2] = [Permission::MessagesRead, Permission::WebhooksManage];
+
+/// The text that both engines store for the permissions of a key.
+pub(crate) fn permissions_to_text(permissions: &[Permission]) -> String {
+    let names = permissions.iter().map(|permission| permission.as_str());
+    std::iter::once(COMPLETE).chain(names).collect::<Vec<_>>().join(" ")
+}
+
+/// The permissions of a stored key. A name that this program does not know grants nothing: a newer one wrote it.
+pub(crate) fn permissions_from_text(text: &str) -> Vec<Permission> {
+    let mut words = text.split_whitespace().peekable();
+    let is_complete = words.next_if_eq(&COMPLETE).is_some();
+    let mut permissions: Vec<Permission> = words.filter_map(|word| word.parse().ok()).collect();
+    if !is_complete {
+        permissions.extend(ALWAYS_ALLOWED_BEFORE);
+    }
+    permissions
+}
+
 /// API keys.
 #[async_trait]
 pub trait KeyStore: Send + Sync + 'static {
@@ -42,4 +66,28 @@ pub trait KeyStore: Send + Sync + 'static {
 
     /// Revokes a key, durably; returns whether there is such a key. The first time of revocation stays.
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_come_back_as_they_were_stored() {
+        for permissions in [vec![], vec![Permission::MediaUpload], Permission::ALL.to_vec()] {
+            assert_eq!(permissions_from_text(&permissions_to_text(&permissions)), permissions);
+        }
+    }
+
+    #[test]
+    fn keys_stored_before_reading_needed_a_permission_may_read_and_manage_webhooks() {
+        let permissions = permissions_from_text("media:upload");
+        assert_eq!(permissions, [Permission::MediaUpload, Permission::MessagesRead, Permission::WebhooksManage]);
+        assert_eq!(permissions_from_text(""), ALWAYS_ALLOWED_BEFORE);
+    }
+
+    #[test]
+    fn a_permission_of_a_newer_program_grants_nothing() {
+        assert_eq!(permissions_from_text("v2 chat stars:count"), [Permission::Chat]);
+    }
 }

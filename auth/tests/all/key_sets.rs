@@ -82,6 +82,18 @@ async fn keys_that_are_short_symmetric_or_for_encryption_are_not_used() {
 }
 
 #[tokio::test]
+async fn a_file_is_read_again_when_it_has_changed_and_its_unknown_keys_are_refused_at_once() {
+    let [(first, algorithm, first_key), (second, second_algorithm, second_key), _] = private_keys();
+    let (fixture, file) = with_file(&json!({ "keys": [public(first, algorithm, &first_key)] })).await;
+    let rotated = signed(Some(second), second_algorithm, &second_key);
+    for _ in 0..2 {
+        assert!(matches!(fixture.auth.authenticate(&rotated).await, Err(AuthError::Refused(_))));
+    }
+    std::fs::write(file.path(), document().to_string()).unwrap();
+    fixture.auth.authenticate(&rotated).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_key_set_is_an_error_at_the_start() {
     let (secret, keys) = (file(crate::fixture::SECRET), Arc::new(MemoryKeys::default()));
     let large = format!("{{\"keys\": [], \"x\": \"{}\"}}", "a".repeat(jwks::DOCUMENT_BYTES));
@@ -129,7 +141,8 @@ async fn a_rotated_key_is_fetched_when_a_token_names_it_but_not_for_every_unknow
 
     *provider.document.lock() = Some(json!({ "keys": [public(second, second_algorithm, &second_key)] }));
     let rotated = signed(Some(second), second_algorithm, &second_key);
-    fixture.auth.authenticate(&rotated).await.unwrap_err();
+    let early = fixture.auth.authenticate(&rotated).await;
+    assert!(matches!(early, Err(AuthError::KeyUnknownYet { retry_after_s: 1..=31 })), "{early:?}");
     assert_eq!(provider.asked.load(Ordering::SeqCst), 1, "asked again within the shortest interval");
     pass(jwks::MIN_INTERVAL).await;
     fixture.auth.authenticate(&rotated).await.unwrap();
@@ -139,6 +152,23 @@ async fn a_rotated_key_is_fetched_when_a_token_names_it_but_not_for_every_unknow
         let made_up = signed(Some(&format!("made-up-{number}")), algorithm, &first_key);
         fixture.auth.authenticate(&made_up).await.unwrap_err();
     }
+    assert_eq!(provider.asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_published_is_refused_once_the_document_was_read_after_the_token_came() {
+    let provider = Provider::default();
+    *provider.document.lock() = Some(document());
+    let url = provider.serve().await;
+    let fixture = Fixture::new(|options| options.jwks = url).await;
+    let [(_, algorithm, key), ..] = private_keys();
+    let (made_up, another) = (signed(Some("made-up"), algorithm, &key), signed(Some("another"), algorithm, &key));
+    assert!(matches!(fixture.auth.authenticate(&made_up).await, Err(AuthError::KeyUnknownYet { .. })));
+    pass(jwks::MIN_INTERVAL).await;
+    for _ in 0..3 {
+        assert!(matches!(fixture.auth.authenticate(&made_up).await, Err(AuthError::Refused(_))));
+    }
+    assert!(matches!(fixture.auth.authenticate(&another).await, Err(AuthError::KeyUnknownYet { .. })));
     assert_eq!(provider.asked.load(Ordering::SeqCst), 2);
 }
 

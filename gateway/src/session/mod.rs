@@ -10,8 +10,9 @@ mod talking;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use eshaar_auth::operations::{self, Access, CHAT_STATUS, CONVERSATION_EVENT, Denied, ONE_WAY_STATUS};
 use eshaar_auth::{AuthError, Identity};
-use eshaar_model::{MessageId, Permission, Phone, Principal, Status};
+use eshaar_model::{MessageId, Phone, Principal, Status};
 use eshaar_service::metrics as names;
 use eshaar_topics::NewRecord;
 use futures_util::FutureExt;
@@ -201,7 +202,9 @@ impl<S: Io> Session<S> {
 
     fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
         let now = self.shared.clock.now();
-        let (shared, meters, hears) = (&self.shared, &self.shared.meters, self.hears());
+        let (shared, meters) = (&self.shared, &self.shared.meters);
+        let identity = &self.identity;
+        let may = |access: Access| access.check(identity).is_ok();
         for hint in hints {
             match (hint, &mut self.recipient) {
                 (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(shared, &ready, now, frames) {
@@ -213,11 +216,10 @@ impl<S: Io> Session<S> {
                     Taken::Cancelled => meters.cancelled.increment(1),
                     Taken::Dropped => {}
                 },
-                (Hint::Said(said), _) if hears => {
+                (Hint::Said(said), _) if may(CONVERSATION_EVENT) => {
                     Self::say(shared, &self.handle.principal, &mut self.chat, &said, frames);
                 }
-                (Hint::Frame(About::Message, json), _) => frames.text(|bytes| bytes.extend_from_slice(&json)),
-                (Hint::Frame(About::Conversation, json), _) if hears => {
+                (Hint::Frame(about, json), _) if may(access_of(about)) => {
                     frames.text(|bytes| bytes.extend_from_slice(&json));
                 }
                 (Hint::Typing(typing), _) => {
@@ -226,7 +228,7 @@ impl<S: Io> Session<S> {
                         frames.text(|bytes| Reply::Typing { conversation_id, from, on }.render(bytes));
                     }
                 }
-                (Hint::Message(_), None) | (Hint::Said(_) | Hint::Frame(About::Conversation, _), _) => {}
+                (Hint::Message(_), None) | (Hint::Said(_) | Hint::Frame(..), _) => {}
             }
         }
     }
@@ -253,16 +255,10 @@ impl<S: Io> Session<S> {
     async fn look_at_key(&mut self) -> Result<(), End> {
         match self.shared.credentials.still(&self.identity).await {
             Ok(identity) if identity != *self.identity => self.identity = Arc::new(identity),
-            Ok(_) | Err(AuthError::Unavailable(_)) => {}
+            Ok(_) | Err(AuthError::Unavailable(_) | AuthError::KeyUnknownYet { .. }) => {}
             Err(error) => return Err(End::Close(Close::TokenInvalid, Some(error.to_string()))),
         }
         Ok(())
-    }
-
-    /// Whether it is told of conversations: a phone, or whoever has a key that allows it.
-    fn hears(&self) -> bool {
-        let Identity { principal, .. } = &*self.identity;
-        principal.phone().is_some() || Permission::OF_CONVERSATIONS.into_iter().any(|may| self.identity.may(may))
     }
 
     /// Reads the stream from where this session stands until its head, or until the window is full.
@@ -328,6 +324,16 @@ impl<S: Io> Session<S> {
             Request::Ping {} => self.reply(&Reply::Pong).await,
             Request::Renew { access_token } => self.renew(&access_token).await,
             _ if !greeted => Err(BadFrame("say hello first".into()).into()),
+            request => match operations::client_frame(request.op()).map(|row| row.check(&self.identity)) {
+                Some(Ok(())) => self.handle_allowed(request).await,
+                denied => self.deny(request.reference(), denied.and_then(Result::err)).await,
+            },
+        }
+    }
+
+    /// Handles a frame that the table of operations allows.
+    async fn handle_allowed(&mut self, request: Request) -> Result<(), End> {
+        match request {
             Request::Ack { ids: Some(ids), .. } => self.reached(ids, Status::Delivered).await,
             Request::Ack { .. } => {
                 self.error(None, "not_a_recipient", "only a phone has a stream to acknowledge; give `ids`", false).await
@@ -336,6 +342,17 @@ impl<S: Io> Session<S> {
             Request::Read { ids: Some(ids), .. } => self.reached(ids, Status::Read).await,
             request => self.talk(request).await,
         }
+    }
+
+    async fn deny(&mut self, reference: Option<&str>, denied: Option<Denied>) -> Result<(), End> {
+        let detail = match denied {
+            Some(Denied::Permission(permissions)) => {
+                let names: Vec<_> = permissions.iter().map(|permission| format!("`{permission}`")).collect();
+                format!("this needs an API key with the permission {}", names.join(" or "))
+            }
+            _ => "this credential does not allow it".to_owned(),
+        };
+        self.error(reference, "permission_missing", &detail, false).await
     }
 
     /// Records what `ack` acknowledges; returns whether that is anything.
@@ -386,7 +403,7 @@ impl<S: Io> Session<S> {
                 self.reply(&Reply::Renewed { expires_at }).await
             }
             Ok(_) => Err(End::Close(Close::TokenInvalid, Some("the token is of another principal".to_owned()))),
-            Err(AuthError::Unavailable(_)) => {
+            Err(AuthError::Unavailable(_) | AuthError::KeyUnknownYet { .. }) => {
                 self.error(None, "unavailable", "tokens cannot be checked now", true).await
             }
             Err(error) => Err(End::Close(Close::TokenInvalid, Some(error.to_string()))),
@@ -461,6 +478,15 @@ impl<S: Io> Session<S> {
             End::Close(close, detail) => farewell(&shared, socket, close, detail.as_deref()).await,
             End::Gone => metrics::counter!(names::GATEWAY_CLOSED, "code" => "client").increment(1),
         }
+    }
+}
+
+/// Who receives frames of this kind.
+const fn access_of(about: About) -> Access {
+    match about {
+        About::OneWay => ONE_WAY_STATUS,
+        About::Chat => CHAT_STATUS,
+        About::Conversation => CONVERSATION_EVENT,
     }
 }
 

@@ -13,7 +13,17 @@ async fn listening(world: &World) -> (std::net::SocketAddr, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let (router, stopped) = (world.gateway.router(), stop.clone());
-    let options = listener::Options { max_connections: 10, header_timeout_s: 5 };
+    let options = listener::Options {
+        max_connections: 10,
+        max_unauthenticated_connections: 10,
+        max_connections_per_address: 0,
+        header_timeout_s: 5,
+        keep_alive_timeout_s: 5,
+        write_timeout_s: 5,
+        trusted_proxies: Vec::new(),
+        cors_origins: Vec::new(),
+        public_prefix: String::new(),
+    };
     tokio::spawn(async move { listener::serve(listener, router, &options, stopped, Duration::ZERO).await });
     (address, stop)
 }
@@ -50,6 +60,9 @@ async fn a_client_with_a_credential_is_upgraded_and_served() {
     let (address, _stop) = listening(&world).await;
     for request in [
         request(address, "", &[PROTOCOL, ("authorization", "bearer +966501234567")]),
+        // `+966501234567`, in base64url.
+        request(address, "", &[("sec-websocket-protocol", "eshaar.v1.json, eshaar.token.Kzk2NjUwMTIzNDU2Nw")]),
+        request(address, "", &[("sec-websocket-protocol", "eshaar.token.Kzk2NjUwMTIzNDU2Nw==,eshaar.v1.json")]),
         request(address, "?access_token=%2B966501234567", &[PROTOCOL]),
     ] {
         let mut socket = open(address, request).await.unwrap();
@@ -102,4 +115,38 @@ async fn an_idle_session_is_small() {
     let bytes = size_of_val(&run) + size_of::<session::Session<DuplexStream>>();
     // Of 5 KB a connection (R7.5); the rest is the socket's, the hub's and the allocator's.
     assert!(bytes <= 1_500, "{bytes} bytes");
+}
+
+#[tokio::test]
+async fn a_credential_in_a_subprotocol_is_not_answered_and_one_in_the_query_is_no_api_key() {
+    let world = World::new().await;
+    let (address, _stop) = listening(&world).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let offered = ("sec-websocket-protocol", "eshaar.v1.json, eshaar.token.YWNtZQ");
+    let (_socket, answer) = tokio_tungstenite::client_async(request(address, "", &[offered]), stream).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "eshaar.v1.json");
+    let refused = async |query: &str, headers: &[(&'static str, &str)]| {
+        refusal(open(address, request(address, query, headers)).await)
+    };
+    for (query, headers, status, code) in [
+        ("?access_token=esk_abc_def", &[PROTOCOL][..], StatusCode::BAD_REQUEST, "key_in_query"),
+        ("?access%5Ftoken=%65sk_abc_def", &[PROTOCOL], StatusCode::BAD_REQUEST, "key_in_query"),
+        (
+            "",
+            &[("sec-websocket-protocol", "eshaar.v1.json, eshaar.token.YQ, eshaar.token.Yg")],
+            StatusCode::BAD_REQUEST,
+            "repeated_token",
+        ),
+        (
+            "",
+            &[("sec-websocket-protocol", "eshaar.v1.json, eshaar.token.s3cret!")],
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+        ),
+        ("", &[("sec-websocket-protocol", "eshaar.token.YWNtZQ")], StatusCode::BAD_REQUEST, "subprotocol_required"),
+    ] {
+        let (answered, body) = refused(query, headers).await;
+        assert_eq!(answered, status, "{query} {headers:?}");
+        assert!(body.contains(code) && !body.contains("s3cret") && !body.contains("abc_def"), "{body}");
+    }
 }

@@ -69,11 +69,16 @@ impl Credentials for FakeCredentials {
         if credential == "broken" {
             return Err(AuthError::Unavailable("the key set cannot be fetched".to_owned()));
         }
+        // `acme#chat+messages:read`: a key with these permissions.
+        let (credential, named) = credential.split_once('#').map_or((credential, None), |(who, may)| (who, Some(may)));
         let (principal, expiry) = credential.split_once('@').unwrap_or((credential, ""));
         let principal: Principal = principal.parse().map_err(|_| AuthError::Refused("not a token"))?;
         let expires_at = expiry.parse().ok().map(Timestamp::from_millis);
         let chats = principal.business().is_some_and(|business| !business.as_str().starts_with("mute"));
-        let permissions = chats.then_some(Permission::Chat).into_iter().collect();
+        let permissions = match named {
+            Some(named) => named.split('+').filter_map(|name| name.parse().ok()).collect(),
+            None => chats.then_some(Permission::Chat).into_iter().chain([Permission::MessagesRead]).collect(),
+        };
         let key_id = principal.business().map(ToString::to_string);
         Ok(Identity { principal, permissions, expires_at, rate: None, key_id })
     }

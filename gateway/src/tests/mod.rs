@@ -5,6 +5,7 @@ mod accepting;
 mod fakes;
 mod fuzz;
 mod lifecycle;
+mod operations;
 mod receiving;
 mod resuming;
 mod talking;

@@ -266,8 +266,13 @@ async fn a_sender_is_told_what_becomes_of_its_messages() {
     assert_eq!(client.expect("welcome").await["principal"], "acme");
     assert_eq!(client.expect("caught_up").await, json!({"op": "caught_up"}));
     let id = MessageId::new(world.clock.now());
-    let status =
-        StatusHint { id, status: "delivered".to_owned(), at: world.clock.now().as_millis(), conversation: None };
+    let status = StatusHint {
+        id,
+        status: "delivered".to_owned(),
+        at: world.clock.now().as_millis(),
+        conversation: None,
+        of_chat: false,
+    };
     world.tell(&[&world.hint("acme", Hint::Status(status)), &world.hint("other", unknown(id))]).await;
     let expected = json!({"op": "status", "id": id, "status": "delivered", "at": world.clock.now().to_string()});
     assert_eq!(client.next().await, expected);
@@ -276,7 +281,7 @@ async fn a_sender_is_told_what_becomes_of_its_messages() {
 }
 
 fn unknown(id: MessageId) -> Hint {
-    Hint::Status(StatusHint { id, status: "read".to_owned(), at: 0, conversation: None })
+    Hint::Status(StatusHint { id, status: "read".to_owned(), at: 0, conversation: None, of_chat: false })
 }
 
 #[tokio::test(start_paused = true)]

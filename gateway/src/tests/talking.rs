@@ -19,14 +19,14 @@ impl World {
     }
 
     /// What archive tells `principal` of, which was said in the conversation at an offset, behind that of `prev`.
-    fn said(&self, principal: &str, message: &Message, offset: i64, prev: Option<i64>) -> NewRecord {
+    pub(super) fn said(&self, principal: &str, message: &Message, offset: i64, prev: Option<i64>) -> NewRecord {
         let message = self.codecs.encode(message).unwrap();
         let hint = MessageHint { epoch: EPOCH.0 as i32, lane: 0, offset, prev, message, in_conversation: true };
         self.hint(principal, Hint::Message(hint))
     }
 
     /// A chat message of the phone to the business, or back.
-    fn chat(&self, from_phone: bool, content: &str) -> Message {
+    pub(super) fn chat(&self, from_phone: bool, content: &str) -> Message {
         let (sender, recipient) = if from_phone { (PHONE, "acme") } else { ("acme", PHONE) };
         Message {
             r#type: MessageType::Chat,
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    fn id(&self) -> ConversationId {
+    pub(super) fn id(&self) -> ConversationId {
         self.conversations.id
     }
 
@@ -241,7 +241,7 @@ async fn whose_key_does_not_allow_it_is_told_of_no_conversation() {
     let mut client = world.session("mute").await;
     let told = world.conversation("mute", "closed", None);
     let id = MessageId::new(world.clock.now());
-    let status = StatusHint { id, status: "delivered".to_owned(), at: 0, conversation: None };
+    let status = StatusHint { id, status: "delivered".to_owned(), at: 0, conversation: None, of_chat: false };
     let message = Message { recipient: "mute".to_owned(), ..world.chat(true, "a") };
     world.tell(&[&told, &world.said("mute", &message, 7, Some(-1)), &world.hint("mute", Hint::Status(status))]).await;
     assert_eq!(client.expect("status").await["id"], json!(id));
@@ -250,7 +250,7 @@ async fn whose_key_does_not_allow_it_is_told_of_no_conversation() {
 }
 
 impl World {
-    fn conversation(&self, principal: &str, change: &str, up_to: Option<ConversationPosition>) -> NewRecord {
+    pub(super) fn conversation(&self, principal: &str, change: &str, up_to: Option<ConversationPosition>) -> NewRecord {
         let about = ConversationHint {
             with: PHONE.to_owned(),
             by: "acme".to_owned(),
@@ -258,7 +258,7 @@ impl World {
         };
         let id = self.id().to_string().parse().unwrap();
         let at = self.clock.now().as_millis();
-        let hint = StatusHint { id, status: change.to_owned(), at, conversation: Some(about) };
+        let hint = StatusHint { id, status: change.to_owned(), at, conversation: Some(about), of_chat: false };
         self.hint(principal, Hint::Status(hint))
     }
 }
@@ -268,7 +268,7 @@ async fn both_sides_are_told_what_becomes_of_their_conversation_and_of_their_mes
     let world = World::new().await;
     let (mut agent, mut device) = (world.session("acme").await, world.session(PHONE).await);
     let id = MessageId::new(world.clock.now());
-    let status = StatusHint { id, status: "read".to_owned(), at: 0, conversation: None };
+    let status = StatusHint { id, status: "read".to_owned(), at: 0, conversation: None, of_chat: false };
     let hints = [
         world.conversation("acme", "read", Some(place(5))),
         world.conversation(PHONE, "closed", None),

@@ -58,7 +58,7 @@ pub(crate) struct AuditAnswer {
 
 /// Read the audit log
 ///
-/// Newest first. Needs the permission `admin`.
+/// Newest first.
 #[utoipa::path(
     get, path = "/v1/admin/audit", tag = "operators", operation_id = "read_audit",
     params(openapi::AuditListQuery),

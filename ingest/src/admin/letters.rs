@@ -114,7 +114,7 @@ pub(crate) struct DeadLetterPage {
 
 /// List dead letters
 ///
-/// What stages gave up on in the last 7 days, newest first. Needs the permission `admin`.
+/// What stages gave up on in the last 7 days, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/dead-letters", tag = "operators", operation_id = "list_dead_letters",
     params(openapi::DeadLetterListQuery),
@@ -149,7 +149,7 @@ fn letter_query(query: Option<&str>) -> Result<LetterQuery, Problem> {
 
 /// Look into a dead letter
 ///
-/// With its content, decoded; so it is written to the audit log. Needs the permission `admin`.
+/// With its content, decoded; so it is written to the audit log.
 #[utoipa::path(
     get, path = "/v1/admin/dead-letters/{id}", tag = "operators", operation_id = "show_dead_letter",
     params(openapi::DeadLetterIdPath),

@@ -10,7 +10,7 @@ pub(crate) mod work;
 use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::routing::{get, post};
-use eshaar_model::{AuditId, Permission};
+use eshaar_model::AuditId;
 use eshaar_service::Problem;
 use eshaar_store::AuditEntry;
 use http::request::Parts;
@@ -43,7 +43,7 @@ impl FromRequestParts<App> for Operator {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
-        let business = caller.business_with(Permission::Admin)?;
+        let business = caller.business()?;
         let name = format!("{business}:{}", caller.0.key_id.as_deref().unwrap_or("?"));
         let origin = parts.extensions.get::<Origin>().ok_or_else(problems::internal)?;
         Ok(Self { name, correlation: origin.correlation.clone() })

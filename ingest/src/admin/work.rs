@@ -176,7 +176,7 @@ pub(crate) struct TaskList {
 ///
 /// Sends records again to the topic that they were read from, some a second, in the background. Letters are named by
 /// `ids`, or by `filter`, which means all that are open when it is asked for. A record that was redriven three times is
-/// refused. Needs the permission `admin`.
+/// refused.
 #[utoipa::path(
     post, path = "/v1/admin/dead-letters/redrive", tag = "operators", operation_id = "redrive_dead_letters",
     request_body = openapi::DeadLetterSelection,
@@ -193,7 +193,7 @@ pub(crate) async fn redrive(
 
 /// Discard dead letters
 ///
-/// Gives records up for good, in the background. Letters are named as for a redrive. Needs the permission `admin`.
+/// Gives records up for good, in the background. Letters are named as for a redrive.
 #[utoipa::path(
     post, path = "/v1/admin/dead-letters/discard", tag = "operators", operation_id = "discard_dead_letters",
     request_body = openapi::DeadLetterSelection,
@@ -346,7 +346,7 @@ impl FilterBody {
 
 /// List redrives and discards
 ///
-/// The last 100, newest first. Needs the permission `admin`.
+/// The last 100, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/dead-letters/tasks", tag = "operators", operation_id = "list_dead_letter_tasks",
     responses((status = 200, description = "Redrives and discards", body = TaskList))
@@ -363,7 +363,6 @@ pub(crate) async fn list(
 
 /// See how far a redrive or discard is
 ///
-/// Needs the permission `admin`.
 #[utoipa::path(
     get, path = "/v1/admin/dead-letters/tasks/{id}", tag = "operators", operation_id = "get_dead_letter_task",
     params(openapi::TaskIdPath),

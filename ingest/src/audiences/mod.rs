@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Json;
 use eshaar_model::limits::{AUDIENCE_LINES, AUDIENCE_NAME_CHARS};
-use eshaar_model::{BusinessId, MessageId, Permission, RecipientsId, Timestamp};
+use eshaar_model::{BusinessId, MessageId, RecipientsId, Timestamp};
 use eshaar_service::Problem;
 use eshaar_store::{Audience, audiences};
 use http::{HeaderMap, StatusCode};
@@ -78,7 +78,6 @@ pub(crate) struct Audiences {
 /// NDJSON, each line a phone as a string or an object with `to`. A line that is refused does not fail the rest; a phone that
 /// comes again counts once. `Content-Encoding: gzip` and `zstd` are understood. The audience of that name becomes this one
 /// when all of it was read, and stays what it was where that fails; broadcasts that were accepted before go to what it was.
-/// Needs the permission `broadcasts:send`.
 #[utoipa::path(
     put, path = "/v1/audiences/{name}", tag = "broadcasts", operation_id = "upload_audience",
     params(openapi::AudienceNamePath),
@@ -95,7 +94,7 @@ pub(crate) async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Uploaded>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     check(&name)?;
     let form = if body::is_of_type(&headers, &["text/csv"]) {
         Form::csv()
@@ -175,7 +174,7 @@ pub(crate) async fn get(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<AudienceView>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     find(&app, business, &name).await.map(view).map(Json)
 }
 
@@ -187,7 +186,7 @@ pub(crate) async fn get(
     responses((status = 200, description = "Your audiences", body = Audiences))
 )]
 pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Audiences>, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let found = app.deps.store.audiences.list(business).await.map_err(|error| problems::store(&error))?;
     Ok(Json(Audiences { audiences: found.into_iter().map(view).collect() }))
 }
@@ -205,7 +204,7 @@ pub(crate) async fn delete(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let business = caller.business_with(Permission::BroadcastsSend)?;
+    let business = caller.business()?;
     let removed = audiences::remove(&*app.deps.store.audiences, business, &name, app.deps.clock.now()).await;
     let was_there = removed.map_err(|error| problems::store(&error))?;
     if was_there { Ok(StatusCode::NO_CONTENT) } else { Err(problems::audience_not_found()) }

@@ -5,6 +5,9 @@ const KEPT_MESSAGES = 100; // on a phone's screen
 
 const csrf = document.querySelector('meta[name="csrf-token"]').content;
 
+/** An address of our server. The page is at `/console`, perhaps under a prefix of a proxy. */
+const address = (path) => new URL(`.${path}`, location.href);
+
 /** Calls the console's own server. Throws an Error that can be shown. */
 async function call(method, path, body, headers = {}) {
   const init = { method, headers: { ...headers } };
@@ -15,7 +18,7 @@ async function call(method, path, body, headers = {}) {
   }
   let response;
   try {
-    response = await fetch(path, init);
+    response = await fetch(address(path), init);
   } catch {
     throw new Error("The server cannot be reached.");
   }
@@ -41,6 +44,8 @@ const time = (at) => clock.format(new Date(at));
 function randomKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
+
+const base64url = (ascii) => btoa(ascii).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 
 /** A WebSocket that is kept open: who it is says a subclass, and what it does with frames. */
 class Client {
@@ -75,10 +80,11 @@ class Client {
 
   attach(token) {
     this.token = token.access_token;
-    const url = new URL("/v1/ws", location.href);
+    const url = address("/v1/ws");
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-    url.searchParams.set("access_token", token.access_token);
-    const socket = (this.socket = new WebSocket(url, "eshaar.v1.json"));
+    // Not in the address, which logs keep.
+    const protocols = ["eshaar.v1.json", `eshaar.token.${base64url(token.access_token)}`];
+    const socket = (this.socket = new WebSocket(url, protocols));
     this.bye = null;
     socket.addEventListener("open", () => {
       if (socket === this.socket) this.say({ op: "hello", device: "console", ...this.greeting() });
@@ -151,7 +157,7 @@ class Client {
   /** The API over HTTP, as this client. */
   async ask(method, path, body) {
     const headers = { authorization: `Bearer ${this.token}`, "content-type": "application/json" };
-    const response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+    const response = await fetch(address(path), { method, headers, body: body && JSON.stringify(body) });
     if (!response.ok) throw Object.assign(new Error(`status ${response.status}`), { status: response.status });
     return response.json();
   }

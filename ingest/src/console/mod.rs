@@ -17,9 +17,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
-use axum::middleware::map_response;
+use axum::middleware::{Next, from_fn, map_response};
 use axum::response::{Html, IntoResponse, Json, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Router, http};
@@ -28,6 +28,7 @@ use axum_extra::extract::cookie::{Cookie, SameSite};
 use eshaar_auth::jwt::Issuer;
 use eshaar_model::{Clock, MessageId, Phone, Timestamp};
 use eshaar_service::Problem;
+use eshaar_service::listener::PublicPrefix;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ const BUSINESS: &str = "demo";
 const TOKEN_FOR: Duration = Duration::from_mins(10);
 /// Longest body that is handed to the API, in bytes: 10,000 characters, escaped, and the rest.
 const MAX_BODY: usize = 128 * 1024;
+
+/// Longest page, in bytes.
+const MAX_PAGE: usize = 16 << 20;
 
 const COOKIE: &str = "eshaar_console";
 const CSRF_HEADER: &str = "x-csrf-token";
@@ -117,12 +121,46 @@ pub fn router(deps: Deps) -> Router {
         .route("/console/dead-letters/{id}", get(letters::show).post(letters::act))
         .route("/console/audit", get(letters::audit))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn(prefixed))
         .layer(map_response(guarded))
         .with_state(console)
 }
 
 fn asset(content_type: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+/// Where a proxy serves this under a prefix: puts it before the addresses that pages, redirects and the cookie have. Pages
+/// quote addresses, and escape quotes in what they show: nothing but an address begins with a quote and `/console`.
+async fn prefixed(request: axum::extract::Request, next: Next) -> Response {
+    let prefix = request.extensions().get::<PublicPrefix>().cloned();
+    let response = next.run(request).await;
+    let Some(PublicPrefix(prefix)) = prefix else { return response };
+    let (mut parts, body) = response.into_parts();
+    if let Some(location) = parts.headers.get(header::LOCATION).and_then(|value| value.to_str().ok())
+        && location.starts_with("/console")
+        && let Ok(location) = HeaderValue::try_from(format!("{prefix}{location}"))
+    {
+        parts.headers.insert(header::LOCATION, location);
+    }
+    if let Some(cookie) = parts.headers.get(header::SET_COOKIE).and_then(|value| value.to_str().ok())
+        && let Ok(cookie) = HeaderValue::try_from(cookie.replace("Path=/console", &format!("Path={prefix}/console")))
+    {
+        parts.headers.insert(header::SET_COOKIE, cookie);
+    }
+    let is_page =
+        parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"));
+    if !is_page {
+        return Response::from_parts(parts, body);
+    }
+    match to_bytes(body, MAX_PAGE).await {
+        Ok(page) => {
+            let page = String::from_utf8_lossy(&page).replace("\"/console", &format!("\"{prefix}/console"));
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, page.into())
+        }
+        Err(_) => internal(),
+    }
 }
 
 /// Sets what keeps the page to itself.

@@ -117,6 +117,41 @@ impl Browser {
 }
 
 #[tokio::test]
+async fn every_operation_of_the_console_needs_a_session_as_the_table_says() {
+    use eshaar_auth::operations::{Access, Surface, TABLE};
+    let rows: Vec<_> = TABLE.iter().filter(|row| row.surface == Surface::Console).collect();
+    assert!(rows.len() >= 17);
+    for row in rows {
+        let mut browser = Browser::new().await;
+        let path = row.path.replace("{id}", "019b7600-0000-7000-8000-000000000000").replace("{action}", "close");
+        let (status, _) = browser.call(row.method.parse().unwrap(), &path, None).await;
+        let wanted = if row.access == Access::Public { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+        assert_eq!(status, wanted, "{} {path}", row.method);
+    }
+}
+
+#[tokio::test]
+async fn behind_a_prefix_pages_redirects_and_the_cookie_have_it() {
+    let browser = Browser::new().await;
+    let prefix = PublicPrefix("/gate".into());
+    let ask = async |path: &str, cookie: &str| {
+        let request = Request::builder().uri(path).header("cookie", cookie).extension(prefix.clone());
+        browser.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let opened = ask(&link(SECRET, browser.clock.now()), "").await;
+    assert_eq!(opened.headers()["location"], "/gate/console");
+    let cookie = opened.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.contains("Path=/gate/console"), "{cookie}");
+    for path in ["/console", "/console/dead-letters", "/console/conversations", "/console/audit"] {
+        let page = ask(path, cookie.split(';').next().unwrap()).await;
+        let page = to_bytes(page.into_body(), 1_000_000).await.unwrap();
+        let page = String::from_utf8(page.to_vec()).unwrap();
+        assert!(page.contains("\"/gate/console/console.css\""), "{path}: {page}");
+        assert!(!page.contains("\"/console"), "{path}: {page}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_session_there_is_only_a_page_that_says_how_to_get_one() {
     let mut browser = Browser::new().await;
     let (status, page) = browser.get("/console").await;

@@ -58,7 +58,7 @@ pub(crate) async fn read(
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<History>, Problem> {
-    let who = caller.of_conversations()?;
+    let who = caller.principal();
     let parameters = Parameters::parse(query.as_deref(), &["before", "after", "limit"])?;
     let (from, limit) = (read_from(&parameters)?, parameters.limit()?);
     let id = id.parse().map_err(|_| problems::conversation_not_found())?;

@@ -48,7 +48,7 @@ pub(crate) struct NewConversation {
 /// Start a conversation
 ///
 /// Or get the one that there is: of you and the other side one is open at most, however many ask at once. One that was
-/// archived is taken up again. Businesses need the permission `chat`.
+/// archived is taken up again.
 #[utoipa::path(
     post, path = "/v1/conversations", tag = "conversations", operation_id = "start_conversation",
     request_body = NewConversation,
@@ -64,7 +64,7 @@ pub(crate) async fn start(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let who = caller.chatter()?;
+    let who = caller.principal();
     let body = body::json(&headers, body, &app.options).await?;
     let pair = pair(who, &body, app.options.json_depth)?;
     let started = sending::start(&app, &pair).await?;
@@ -112,7 +112,7 @@ pub(crate) struct Conversations {
 /// List your conversations
 ///
 /// Newest activity first. From page to page each comes at most once; one that something happens in meanwhile moves to the
-/// front, which is behind you. Businesses need the permission `chat` or `conversations:manage`.
+/// front, which is behind you.
 #[utoipa::path(
     get, path = "/v1/conversations", tag = "conversations", operation_id = "list_conversations",
     params(openapi::ConversationListQuery),
@@ -123,7 +123,7 @@ pub(crate) async fn list(
     caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Conversations>, Problem> {
-    let who = caller.of_conversations()?;
+    let who = caller.principal();
     let parameters = Parameters::parse(query.as_deref(), &["status", "cursor", "limit"])?;
     let query =
         ListQuery { status: parameters.get("status")?, after: parameters.get("cursor")?, limit: parameters.limit()? };
@@ -143,8 +143,6 @@ pub(crate) struct UnreadCount {
 }
 
 /// Count what you have not read
-///
-/// Businesses need the permission `chat` or `conversations:manage`.
 #[utoipa::path(
     get, path = "/v1/conversations/unread-count", tag = "conversations", operation_id = "count_unread",
     responses((status = 200, description = "The count", body = UnreadCount))
@@ -154,7 +152,7 @@ pub(crate) async fn unread_count(
     caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Json<UnreadCount>, Problem> {
-    let who = caller.of_conversations()?;
+    let who = caller.principal();
     Parameters::parse(query.as_deref(), &[])?;
     let query = ListQuery { status: Some(ConversationStatus::Active), after: None, limit: cached::ACTIVE };
     let (ours, next) = cached::page(&app, who, query).await?;
@@ -168,7 +166,7 @@ pub(crate) async fn unread_count(
 
 /// Show a conversation
 ///
-/// To its two sides. Businesses need the permission `chat` or `conversations:manage`.
+/// To its two sides.
 #[utoipa::path(
     get, path = "/v1/conversations/{id}", tag = "conversations", operation_id = "get_conversation",
     params(openapi::ConversationIdPath),
@@ -181,6 +179,6 @@ pub(crate) async fn get(
     RawQuery(query): RawQuery,
 ) -> Result<Json<ConversationView>, Problem> {
     Parameters::parse(query.as_deref(), &[])?;
-    let ours = access::seen(&app, &caller.0, &id).await?;
+    let ours = access::seen(&app, caller.principal(), &id).await?;
     view::view(&app, ours).await.map(Json)
 }

@@ -5,10 +5,13 @@
 
 mod parameters;
 
-use axum::Router;
-use axum::response::IntoResponse;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use bytes::Bytes;
+use eshaar_auth::operations::{self, Surface};
+use eshaar_service::listener::PublicPrefix;
 use http::{HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::header::{Header, HeaderBuilder};
@@ -33,7 +36,7 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
 const PROBLEMS: [(&str, &[u16]); 35] = [
     ("send_message", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
-    ("get_message", &[400, 401, 404, 500, 503]),
+    ("get_message", &[400, 401, 403, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
     ("mark_read", &[400, 401, 403, 404, 500, 503]),
     ("cancel_message", &[400, 401, 403, 404, 409, 500, 503]),
@@ -310,14 +313,26 @@ impl Modify for Shared {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("api_key", bearer("esk_…", "An API key of a business"));
         components.add_security_scheme("token", bearer("JWT", "A mobile user's token; its `sub` is the phone"));
-        for path in document.paths.paths.values_mut() {
-            operations(path).for_each(share);
+        for (path, item) in &mut document.paths.paths {
+            for (method, operation) in each_of(item) {
+                require(operation, method, path);
+                share(operation);
+            }
         }
     }
 }
 
-fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [path.get.as_mut(), path.post.as_mut(), path.put.as_mut(), path.delete.as_mut()].into_iter().flatten()
+fn each_of(path: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let PathItem { get, post, put, delete, .. } = path;
+    let operations = [("GET", get), ("POST", post), ("PUT", put), ("DELETE", delete)];
+    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Says who may call an operation, as the table of operations has it.
+fn require(operation: &mut Operation, method: &str, path: &str) {
+    let Some(row) = operations::find(Surface::Api, method, path) else { return };
+    let said = operation.description.take().unwrap_or_default();
+    operation.description = Some(format!("{said}\n\n{}", row.requirement()).trim().to_owned());
 }
 
 fn share(operation: &mut Operation) {
@@ -409,9 +424,29 @@ pub fn document() -> OpenApi {
 /// `/openapi.json` and `/docs`.
 pub(crate) fn router() -> Router<App> {
     let json = Bytes::from(serde_json::to_vec(&document()).unwrap_or_default());
-    let answer = move || async move {
+    let answer = move |prefix: Option<Extension<PublicPrefix>>| async move {
+        let json = match prefix {
+            Some(Extension(PublicPrefix(prefix))) => under(&prefix, &json),
+            None => json,
+        };
         ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
     };
-    let ui = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
+    // Relative, so that it holds behind a proxy that serves this under a prefix.
+    let ui = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("../openapi.json"));
+    let ui = Router::new().merge(ui).layer(map_response(relative));
     Router::new().route("/openapi.json", get(answer)).merge(ui)
+}
+
+/// The document, with the address that its operations have behind a proxy.
+fn under(prefix: &str, json: &Bytes) -> Bytes {
+    let rest = json.strip_prefix(b"{").unwrap_or_default();
+    [format!(r#"{{"servers":[{{"url":"{prefix}"}}],"#).as_bytes(), rest].concat().into()
+}
+
+/// The redirect of `/docs`, whatever stands before it.
+async fn relative(mut response: Response) -> Response {
+    if response.headers().get(header::LOCATION).is_some_and(|location| location == "/docs/") {
+        response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("docs/"));
+    }
+    response
 }

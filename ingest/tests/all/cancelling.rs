@@ -59,7 +59,7 @@ async fn nobody_but_its_sender_cancels_a_message() {
     let powerless = fixture.key("acme", &[Permission::Chat]).await;
     assert_eq!(cancel(&fixture, &id, &other).await.problem(404), "message_not_found");
     assert_eq!(cancel(&fixture, &id, &powerless).await.problem(403), "permission_missing");
-    assert_eq!(cancel(&fixture, &id, &fixture.token(PHONE)).await.problem(403), "permission_missing");
+    assert_eq!(cancel(&fixture, &id, &fixture.token(PHONE)).await.problem(403), "business_only");
     let unknown = "019b7600-0000-7000-8000-000000000000";
     assert_eq!(cancel(&fixture, unknown, &fixture.sender().await).await.problem(404), "message_not_found");
     assert!(fixture.records(Topic::Cancellations).await.is_empty());

@@ -362,7 +362,7 @@ async fn nobody_else_learns_that_a_conversation_exists() {
                 let json = [("content-type", "application/json")];
                 let answer = talk.fixture.call(request(method, &path, credential, &json, "{}")).await;
                 if credential == &strangers[1] && (path.ends_with("archive") || path.ends_with("close")) {
-                    assert_eq!(answer.problem(403), "permission_missing", "{path}");
+                    assert_eq!(answer.problem(403), "business_only", "{path}");
                 } else {
                     assert_eq!(answer.problem(404), "conversation_not_found", "{path}");
                 }
@@ -395,7 +395,7 @@ async fn what_a_key_does_not_allow_is_refused() {
     assert_eq!(talk.get(&manages).await["id"], json!(talk.id));
     for action in ["archive", "close"] {
         assert_eq!(talk.act(&chats, action, &json!({})).await.problem(403), "permission_missing");
-        assert_eq!(talk.act(&talk.phone, action, &json!({})).await.problem(403), "permission_missing");
+        assert_eq!(talk.act(&talk.phone, action, &json!({})).await.problem(403), "business_only");
     }
     assert_eq!(
         talk.fixture.send(&chats, &json!({ "to": PHONE, "content": "a" })).await.problem(403),

@@ -93,3 +93,42 @@ async fn what_is_answered_is_what_is_described() {
         assert_eq!(found, described, "{schema}");
     }
 }
+
+#[tokio::test]
+async fn behind_a_prefix_the_document_and_the_pages_lead_to_where_the_proxy_serves_them() {
+    let fixture = Fixture::new().await;
+    let ask = async |path: &str, accept: &str, prefix: Option<&str>| {
+        let mut asked = request(Method::GET, path, "", &[("accept", accept)], Body::empty());
+        if let Some(prefix) = prefix {
+            asked.extensions_mut().insert(eshaar_service::listener::PublicPrefix(prefix.into()));
+        }
+        fixture.call(asked).await
+    };
+    let plain = ask("/openapi.json", "", None).await.json();
+    let mut under = ask("/openapi.json", "", Some("/gate")).await.json();
+    assert_eq!(under["servers"], json!([{ "url": "/gate" }]));
+    under.as_object_mut().unwrap().remove("servers");
+    assert_eq!(under, plain);
+    assert_eq!(ask("/docs", "", None).await.header("location"), Some("docs/"), "relative: any prefix stays");
+    let script = ask("/docs/swagger-initializer.js", "", None).await;
+    let script = String::from_utf8(script.body).unwrap();
+    assert!(script.contains("../openapi.json") && !script.contains("\"/openapi.json"), "{script}");
+}
+
+#[tokio::test]
+async fn the_root_says_what_this_is_and_where_to_go_on() {
+    let fixture = Fixture::new().await;
+    let plain = fixture.get("/", "").await;
+    assert_eq!((plain.status.as_u16(), plain.header("content-type")), (200, Some("application/json")));
+    let answer = plain.json();
+    assert_eq!((&answer["name"], &answer["links"]["openapi"]), (&json!("eshaar"), &json!("/openapi.json")));
+    for link in ["docs", "openapi"] {
+        assert_eq!(fixture.get(answer["links"][link].as_str().unwrap(), "").await.status, 200);
+    }
+    let browser = "text/html,application/xhtml+xml,*/*;q=0.8";
+    let mut asked = request(Method::GET, "/", "", &[("accept", browser)], Body::empty());
+    asked.extensions_mut().insert(eshaar_service::listener::PublicPrefix("/gate".into()));
+    let page = fixture.call(asked).await;
+    assert!(page.header("content-type").unwrap().starts_with("text/html"));
+    assert!(String::from_utf8(page.body).unwrap().contains("href=\"/gate/docs/\""));
+}

@@ -214,9 +214,9 @@ impl Fixture {
         minted.text
     }
 
-    /// A key that may send.
+    /// A key that may send, see what was sent, and manage webhooks.
     pub async fn sender(&self) -> String {
-        self.key("acme", &[Permission::MessagesSend]).await
+        self.key("acme", &[Permission::MessagesSend, Permission::MessagesRead, Permission::WebhooksManage]).await
     }
 
     pub fn token(&self, phone: &str) -> String {

@@ -13,6 +13,7 @@ mod description;
 mod fixture;
 mod idempotency;
 mod limits;
+mod operations;
 mod rates;
 mod reading;
 mod scheduling;

@@ -137,7 +137,7 @@ async fn one_that_was_disabled_says_why_and_is_enabled_again_by_its_owner() {
 #[tokio::test]
 async fn anothers_webhook_is_as_good_as_none() {
     let fixture = Fixture::new().await;
-    let (key, stranger) = (fixture.sender().await, fixture.key("other", &[Permission::MessagesSend]).await);
+    let (key, stranger) = (fixture.sender().await, fixture.key("other", &[Permission::WebhooksManage]).await);
     let made = make(&fixture, &key, &json!({ "url": URL })).await.json();
     let id = made["id"].as_str().unwrap();
     for (method, path) in [

@@ -179,7 +179,7 @@ async fn begin(scenario: Scenario, target: &Target, seed: u64) -> anyhow::Result
     let mut businesses = Vec::new();
     for number in 0..scenario.businesses {
         let name = format!("talk-{number}");
-        let key = spawned.key(&name, &["chat", "conversations:manage", "messages:send"]).await?;
+        let key = spawned.key(&name, &["chat", "conversations:manage", "messages:send", "messages:read"]).await?;
         businesses.push(Business { name, key });
     }
     let count = scenario.conversations + scenario.quiet;

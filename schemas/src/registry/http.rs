@@ -3,14 +3,19 @@
 //! Source: Confluent's Schema Registry API reference. Avro only, no references between schemas, no contexts, nothing is
 //! ever deleted. Whoever reaches the port may read; [`Access`] says whether they may write.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tower::Layer as _;
+use tower::util::MapRequestLayer;
 
 use super::embedded::{EmbeddedRegistry, MAX_SCHEMA, Registered, Version};
 use super::{Missing, Registry, RegistryError, SchemaId};
@@ -19,6 +24,9 @@ const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 /// Longest request body, in bytes: a schema, escaped.
 const MAX_BODY: usize = 2 * MAX_SCHEMA;
+
+/// How long a request may take.
+const REQUEST_TIME: Duration = Duration::from_secs(20);
 
 /// What may be done over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +45,7 @@ struct Shared {
 
 /// The routes, to be nested where the registry is to be found.
 pub fn router(registry: EmbeddedRegistry, access: Access) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/", get(async || answer(json!({}))))
         .route("/subjects", get(subjects))
         .route("/subjects/{subject}", post(lookup))
@@ -45,6 +53,7 @@ pub fn router(registry: EmbeddedRegistry, access: Access) -> Router {
         .route("/subjects/{subject}/versions/{version}", get(version))
         .route("/subjects/{subject}/versions/{version}/schema", get(version_text))
         .route("/subjects/{subject}/versions/{version}/referencedby", get(async || answer(json!([]))))
+        .route("/schemas", get(schemas))
         .route("/schemas/types", get(async || answer(json!(["AVRO"]))))
         .route("/schemas/ids/{id}", get(schema))
         .route("/schemas/ids/{id}/schema", get(schema_text))
@@ -61,7 +70,30 @@ pub fn router(registry: EmbeddedRegistry, access: Access) -> Router {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, 405, "HTTP 405 Method Not Allowed".to_owned())
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(Shared { registry, access })
+        .layer(from_fn(in_time))
+        .with_state(Shared { registry, access });
+    // Paths with a slash at their end are the same paths.
+    Router::new().fallback_service(MapRequestLayer::new(trim).layer(routes))
+}
+
+/// Bounds a request, the reading of its body included.
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIME, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refusal::new(StatusCode::REQUEST_TIMEOUT, 408, "HTTP 408 Request Timeout".to_owned()).into_response(),
+    }
+}
+
+fn trim(mut request: Request) -> Request {
+    let uri = request.uri();
+    let trimmed = uri.path().trim_end_matches('/');
+    if trimmed.len() < uri.path().len() && !trimmed.is_empty() {
+        let path = uri.query().map_or_else(|| trimmed.to_owned(), |query| format!("{trimmed}?{query}"));
+        if let Ok(path) = path.parse() {
+            *request.uri_mut() = path;
+        }
+    }
+    request
 }
 
 fn answer(body: impl Serialize) -> Response {
@@ -189,6 +221,38 @@ async fn subjects(State(shared): State<Shared>, Query(prefix): Query<Prefix>) ->
 
 fn describe(found: &Registered) -> serde_json::Value {
     json!({"subject": found.subject, "version": found.version, "id": found.id, "schema": found.schema})
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SchemasQuery {
+    #[serde(default)]
+    subject_prefix: String,
+    #[serde(default)]
+    latest_only: Flag,
+    #[serde(default)]
+    offset: usize,
+    /// Negative: all.
+    limit: Option<i64>,
+}
+
+/// Every version of every subject.
+async fn schemas(State(shared): State<Shared>, Query(query): Query<SchemasQuery>) -> Answer {
+    let mut found = Vec::new();
+    for subject in shared.registry.subjects().await? {
+        if !subject.starts_with(&query.subject_prefix) {
+            continue;
+        }
+        let mut versions = shared.registry.versions(&subject).await?;
+        if query.latest_only.0 {
+            versions.drain(..versions.len().saturating_sub(1));
+        }
+        for version in versions {
+            found.push(describe(&shared.registry.version(&subject, Version::Number(version)).await?));
+        }
+    }
+    let limit = query.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    Ok(answer(found.into_iter().skip(query.offset).take(limit).collect::<Vec<_>>()))
 }
 
 async fn lookup(State(shared): State<Shared>, Path(subject): Path<String>, body: Bytes) -> Answer {

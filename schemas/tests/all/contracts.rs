@@ -100,7 +100,7 @@ fn deliveries() -> [Delivery; 5] {
         })
     };
     let status = |conversation| {
-        Hint::Status(StatusHint { id: id(), status: "read".into(), at: 1_760_000_000_999, conversation })
+        Hint::Status(StatusHint { id: id(), status: "read".into(), at: 1_760_000_000_999, conversation, of_chat: true })
     };
     let about = |up_to| Some(ConversationHint { with: "bank".into(), by: "+966500000001".into(), up_to });
     let hints = [

@@ -19,7 +19,7 @@ impl Server {
     fn new(access: Access) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = EmbeddedRegistry::open(&dir.path().join("registry.db")).unwrap();
-        let router = Router::new().nest("/registry", router(registry.clone(), access));
+        let router = Router::new().nest_service("/registry", router(registry.clone(), access));
         Self { _dir: dir, registry, router }
     }
 
@@ -147,4 +147,33 @@ async fn read_only_access_refuses_writes_and_allows_all_else() {
     assert_eq!(server.refused("PUT", "/config", level.clone()).await, (422, 42205));
     assert_eq!(server.refused("PUT", "/config/m-value", level).await, (422, 42205));
     assert_eq!(server.get("/subjects").await, json!(["m-value"]));
+}
+
+#[tokio::test]
+async fn all_schemas_are_listed_and_a_slash_at_the_end_changes_nothing() {
+    let server = Server::new(Access::ReadWrite);
+    for (subject, schema) in [("a-value", ONE), ("a-value", TWO), ("b-value", ONE)] {
+        server.call("POST", &format!("/subjects/{subject}/versions"), Some(json!({"schema": schema}))).await;
+    }
+    let listed = |found: Value| -> Vec<(String, u64)> {
+        let found = found.as_array().unwrap().clone();
+        found
+            .iter()
+            .map(|one| (one["subject"].as_str().unwrap().to_owned(), one["version"].as_u64().unwrap()))
+            .collect()
+    };
+    let all = server.get("/schemas").await;
+    assert_eq!(all[0]["schema"], ONE);
+    assert!(all[0]["id"].is_u64());
+    assert_eq!(listed(all), [("a-value".to_owned(), 1), ("a-value".to_owned(), 2), ("b-value".to_owned(), 1)]);
+    let latest = server.get("/schemas?latestOnly=true&subjectPrefix=a").await;
+    assert_eq!(listed(latest), [("a-value".to_owned(), 2)]);
+    assert_eq!(listed(server.get("/schemas?offset=1&limit=1").await), [("a-value".to_owned(), 2)]);
+    assert_eq!(listed(server.get("/schemas?limit=-1").await).len(), 3);
+    for path in ["/", "/subjects", "/schemas", "/schemas/types", "/config", "/mode", "/subjects/a-value/versions"] {
+        assert_eq!(server.get(&format!("{}/", path.trim_end_matches('/'))).await, server.get(path).await, "{path}");
+    }
+    assert_eq!(server.get("/subjects/?subjectPrefix=b").await, json!(["b-value"]));
+    assert_eq!(server.refused("GET", "/nothing/", None).await, (404, 404));
+    assert_eq!(server.refused("DELETE", "/subjects/", None).await, (405, 405));
 }

@@ -90,6 +90,7 @@ impl AsValue for Delivery {
                     ("status", text(&hint.status)),
                     ("at", Value::TimestampMillis(hint.at)),
                     ("conversation", optional(hint.conversation.as_ref().map(conversation_hint))),
+                    ("of_chat", Value::Boolean(hint.of_chat)),
                 ])),
             ),
         };

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use eshaar_model::{BusinessId, Permission, Timestamp};
+use eshaar_model::{BusinessId, Timestamp};
 use futures_util::TryStreamExt as _;
 use scylla::DeserializeRow;
 use scylla::value::CqlTimestamp;
 
 use super::Cql;
 use super::columns::{time, timestamp};
+use crate::keys::{permissions_from_text, permissions_to_text};
 use crate::{ApiKey, KeyStore, StoreError};
 
 /// Most keys of a list.
@@ -20,12 +21,11 @@ const LISTED: usize = 1_000;
 impl KeyStore for Cql {
     async fn put(&self, key: ApiKey) -> Result<(), StoreError> {
         let call = self.call("put_key")?;
-        let permissions: Vec<_> = key.permissions.iter().map(|permission| permission.as_str()).collect();
         let values = (
             key.business.as_str(),
             &key.name,
             &key.secret_hash[..],
-            permissions.join(" "),
+            permissions_to_text(&key.permissions),
             time(key.created_at),
             key.expires_at.map(time),
             key.revoked_at.map(time),
@@ -95,11 +95,10 @@ struct Row {
 fn api_key(row: Row) -> Result<ApiKey, String> {
     let id = &row.id;
     let wrong = |field: &str| format!("key {id}: {field} is not as it was written");
-    let permissions = row.permissions.split_whitespace().map(str::parse::<Permission>);
     Ok(ApiKey {
         business: row.business.parse().map_err(|_| wrong("business"))?,
         secret_hash: row.secret_hash.try_into().map_err(|_| wrong("secret_hash"))?,
-        permissions: permissions.collect::<Result<_, _>>().map_err(|_| wrong("permissions"))?,
+        permissions: permissions_from_text(&row.permissions),
         rate: row.rate.map(|rate| rate.parse()).transpose().map_err(|_| wrong("rate"))?,
         name: row.name,
         created_at: timestamp(row.created_at),

@@ -1,11 +1,12 @@
 //! API keys.
 
 use async_trait::async_trait;
-use eshaar_model::{BusinessId, Permission, Timestamp};
+use eshaar_model::{BusinessId, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
 
 use super::columns::{optional_timestamp, text, timestamp};
 use super::{Operation, Sqlite};
+use crate::keys::{permissions_from_text, permissions_to_text};
 use crate::{ApiKey, KeyStore, StoreError};
 
 /// Most keys of a list.
@@ -53,7 +54,6 @@ impl KeyStore for Sqlite {
 }
 
 fn put(db: &Connection, key: &ApiKey) -> Result<()> {
-    let permissions: Vec<_> = key.permissions.iter().map(|permission| permission.as_str()).collect();
     db.prepare_cached(
         "INSERT OR REPLACE INTO api_key
              (id, business, name, secret_hash, permissions, created_at, expires_at, revoked_at, rate)
@@ -64,7 +64,7 @@ fn put(db: &Connection, key: &ApiKey) -> Result<()> {
         key.business.as_str(),
         key.name,
         key.secret_hash,
-        permissions.join(" "),
+        permissions_to_text(&key.permissions),
         key.created_at.as_millis(),
         key.expires_at.map(Timestamp::as_millis),
         key.revoked_at.map(Timestamp::as_millis),
@@ -86,21 +86,15 @@ fn list(db: &Connection, business: Option<&BusinessId>) -> Result<Vec<ApiKey>> {
 }
 
 fn api_key(row: &Row<'_>) -> Result<ApiKey> {
-    let permissions = row.get_ref(4)?.as_str()?.split_whitespace();
     Ok(ApiKey {
         id: row.get(0)?,
         business: text(row, 1)?,
         name: row.get(2)?,
         secret_hash: row.get(3)?,
-        permissions: permissions.map(permission).collect::<Result<_>>()?,
+        permissions: permissions_from_text(row.get_ref(4)?.as_str()?),
         created_at: timestamp(row, 5)?,
         expires_at: optional_timestamp(row, 6)?,
         revoked_at: optional_timestamp(row, 7)?,
         rate: row.get::<_, Option<String>>(8)?.map(|_| text(row, 8)).transpose()?,
     })
-}
-
-fn permission(name: &str) -> Result<Permission> {
-    name.parse()
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, Box::new(error)))
 }

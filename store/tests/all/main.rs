@@ -5,6 +5,7 @@
 
 mod cluster;
 mod crash;
+mod keys;
 mod limits;
 mod outage;
 mod properties;

@@ -160,7 +160,8 @@ url = "{engine("REGISTRY")}"
         return [process for process in self.processes if process.role == role][number]
 
     def new_key(self, business: str, *permissions: str, rate: str = "") -> str:
-        wanted = [word for permission in permissions or ("messages:send",) for word in ("--permission", permission)]
+        permissions = permissions or ("messages:send", "messages:read", "webhooks:manage")
+        wanted = [word for permission in permissions for word in ("--permission", permission)]
         wanted += ["--rate", rate] if rate else []
         return self.cli("keys", "create", "--business", business, *wanted).strip()
 

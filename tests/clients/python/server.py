@@ -131,7 +131,8 @@ class Server:
 
     def new_key(self, business: str, *permissions: str, rate: str = "") -> str:
         """A new API key of a business, from the command line; with a rate of its own, e.g. 100/min, if one is given."""
-        wanted = [word for permission in permissions or ("messages:send",) for word in ("--permission", permission)]
+        permissions = permissions or ("messages:send", "messages:read", "webhooks:manage")
+        wanted = [word for permission in permissions for word in ("--permission", permission)]
         wanted += ["--rate", rate] if rate else []
         output = self.cli("keys create", "--business", business, *wanted)
         return next(word for word in output.split() if word.startswith("esk_"))

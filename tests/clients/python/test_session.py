@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 
@@ -11,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from business import Business
 from phone import START, Phone, contents
+from server import Server
 
 WINDOW = 256
 BAD_FRAMES = {
@@ -57,6 +59,22 @@ async def test_an_upgrade_needs_a_valid_credential(phone: Phone):
 async def test_a_plain_request_is_told_to_upgrade(demo: Business):
     answer = await demo.http.get("/v1/ws")
     assert answer.status_code == 426 and answer.json()["code"] == "upgrade_required"
+
+
+async def test_a_credential_may_be_offered_as_a_subprotocol_and_is_not_answered(demo: Business, phone: Phone, server: Server):
+    for credential, who in ((phone.token, phone.number), (server.demo_key, "demo")):
+        encoded = base64.urlsafe_b64encode(credential.encode()).decode().rstrip("=")
+        offered = ["eshaar.v1.json", f"eshaar.token.{encoded}"]
+        async with await phone.dial(additional_headers={}, subprotocols=offered) as session:
+            assert session.socket.subprotocol == "eshaar.v1.json"
+            await session.send("hello")
+            assert (await session.expect("welcome"))["principal"] == who
+    assert server.demo_key not in server.log_path.read_text()
+
+
+async def test_an_api_key_may_not_be_in_the_query(phone: Phone, server: Server):
+    url = f"{phone.url}?access_token={server.demo_key}"
+    assert await refused(phone, additional_headers={}, url=url) == (400, "key_in_query")
 
 
 async def test_a_token_may_be_in_the_query(demo: Business, phone: Phone):

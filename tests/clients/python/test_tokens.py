@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,24 @@ async def test_a_key_does_what_its_permissions_allow(server: Server):
     async with Business(server.url, server.new_key("readers", "chat")) as business:
         answer = await business.post(phone.number, "hello")
         assert answer.status_code == 403 and "messages:send" in answer.json()["detail"]
+
+
+async def test_reading_needs_a_permission_and_keys_made_before_keep_it(server: Server):
+    key = server.new_key("uploaders", "media:upload")
+    async with Business(server.url, key) as business:
+        for path in ("/v1/messages?type=chat", "/v1/webhooks"):
+            answer = await business.http.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (403, "permission_missing"), path
+    early = server.new_key("early", "media:upload")
+    with sqlite3.connect(server.data_dir / "store.db", timeout=10) as store:
+        # As a server wrote it that did not know these permissions.
+        store.execute("UPDATE api_key SET permissions = 'media:upload' WHERE id = ?", (early.split("_")[1],))
+    async with Business(server.url, early) as business:
+        for path in ("/v1/messages?type=chat", "/v1/webhooks"):
+            assert (await business.http.get(path)).status_code == 200, path
+    async with Business(server.url, server.demo_key) as business:
+        for path in ("/v1/messages", "/v1/webhooks"):
+            assert (await business.http.get(path)).status_code == 200, path
 
 
 async def test_a_revoked_key_is_refused(server: Server):

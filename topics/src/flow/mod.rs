@@ -405,7 +405,8 @@ mod tests {
     #[tokio::test]
     async fn a_hint_goes_to_the_slot_of_its_gateway() {
         let status = "read".to_owned();
-        let hint = Hint::Status(StatusHint { id: MessageId::new(AT), status, at: AT.as_millis(), conversation: None });
+        let (id, at) = (MessageId::new(AT), AT.as_millis());
+        let hint = Hint::Status(StatusHint { id, status, at, conversation: None, of_chat: false });
         let told = Delivery { principal: "acme-bank".to_owned(), hint };
         let codecs = codecs().await;
         let record = delivery(&told, 7, AT, &codecs, Origin::default()).unwrap();
