@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use eshaar_service::config::Sources;
 use serde::Deserialize;
 
 use crate::cli::Settings;
@@ -74,14 +75,19 @@ pub fn load(settings: &Settings) -> anyhow::Result<Config> {
 
 /// Like [`load`], with the keys that a command's own flags set.
 pub fn load_with(settings: &Settings, of_command: &[(&str, toml::Value)]) -> anyhow::Result<Config> {
-    let mut flags: Vec<(String, toml::Value)> =
-        settings.set.iter().map(|(key, value)| (key.clone(), toml_value(value))).collect();
+    let mut flags: Vec<(String, toml::Value)> = Vec::new();
     if let Some(dir) = &settings.data_dir {
         let dir = dir.to_str().context("--data-dir is not UTF-8")?;
         flags.push(("data_dir".to_owned(), dir.into()));
     }
     flags.extend(of_command.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-    let mut config: Config = eshaar_service::config::load(DEFAULTS, settings.config.as_deref(), &flags)?;
+    let sources = Sources {
+        file: settings.config.as_deref(),
+        environment: std::env::vars_os().collect(),
+        set: &settings.set,
+        flags: &flags,
+    };
+    let mut config: Config = eshaar_service::config::load(DEFAULTS, sources)?;
     config.log.dir = config.data_dir.join(&config.log.dir);
     config.store.path = config.data_dir.join(&config.store.path);
     if !config.auth.jwt_secret_file.is_empty() {
@@ -114,13 +120,6 @@ pub fn registry_file(data_dir: &Path) -> PathBuf {
     data_dir.join("registry.db")
 }
 
-/// A value on the command line: TOML where it is TOML (`5`, `true`, `"text"`, `[1, 2]`), otherwise text.
-fn toml_value(text: &str) -> toml::Value {
-    let document = format!("value = {text}");
-    let parsed = document.parse::<toml::Table>().ok().filter(|table| table.len() == 1);
-    parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| text.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,9 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_what_they_look_like() {
-        assert_eq!(toml_value("5"), toml::Value::Integer(5));
-        assert_eq!(toml_value("127.0.0.1:80"), toml::Value::String("127.0.0.1:80".into()));
-        assert_eq!(toml_value("1\nother = 2"), toml::Value::String("1\nother = 2".into()));
+    fn text_is_taken_as_it_is_and_numbers_are_read() {
+        let set =
+            [("auth.audience", "407408718192"), ("kafka.epoch", "2"), ("gateway.slot", "3"), ("redis.password", "5")];
+        let config = load(&settings(&set)).unwrap();
+        assert_eq!(
+            (config.auth.audience.as_str(), config.kafka.epoch, config.gateway.slot),
+            ("407408718192", 2, Some(3))
+        );
     }
 }

@@ -34,6 +34,7 @@ use eshaar_auth::Authenticator;
 use eshaar_model::Clock;
 use eshaar_presence::{Presence, PresenceError};
 use eshaar_schemas::Codecs;
+use eshaar_service::workers;
 use eshaar_store::Store;
 use eshaar_topics::{Cancelled, Log, LogError};
 use tokio_util::sync::CancellationToken;
@@ -108,9 +109,9 @@ impl Gateway {
         let shared = Arc::new(Shared::new(parts, options));
         let slot = slot::lease(&shared).await?;
         let (tasks, stop) = (TaskTracker::new(), shutdown.child_token());
-        tasks.spawn(slot::run(Arc::clone(&shared), slot, stop.clone()));
-        tasks.spawn(timer::run(Arc::clone(&shared), stop.clone()));
-        tasks.spawn(receipts::run(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(workers::guarded("gateway-slot", slot::run(Arc::clone(&shared), slot, stop.clone())));
+        tasks.spawn(workers::guarded("gateway-timer", timer::run(Arc::clone(&shared), stop.clone())));
+        tasks.spawn(workers::guarded("gateway-receipts", receipts::run(Arc::clone(&shared), stop.clone())));
         Ok(Self { shared, tasks, stop })
     }
 

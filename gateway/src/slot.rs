@@ -42,7 +42,7 @@ pub(crate) async fn lease(shared: &Shared) -> Result<Slot, StartError> {
     let end = shared.log.bounds(Topic::Deliveries, slot).await?.end;
     let reader = shared.log.read(Topic::Deliveries, slot, end).await?;
     let node = Node { slot, incarnation, address: options.address.clone() };
-    tracing::info!(slot, "the gateway reads its slot from {end}");
+    tracing::info!(slot, offset = end, "leased a slot; reading its deliveries");
     shared.set_node(Some(node.clone()));
     Ok(Slot { node, reader })
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use eshaar_presence::depths::{DEPTH_TTL, Depth, Depths};
-use eshaar_service::{Problem, metrics as names};
+use eshaar_service::{Problem, metrics as names, workers};
 use eshaar_topics::{Log, LogError, Topic};
 use http::StatusCode;
 use metrics::gauge;
@@ -105,10 +105,10 @@ impl Queues {
         };
         if is_old {
             let queues = Arc::clone(self);
-            tokio::spawn(async move {
+            tokio::spawn(workers::guarded("queues", async move {
                 queues.look().await;
                 *queues.looked.lock() = Looked { at: Some(Instant::now()), now: false };
-            });
+            }));
         }
         let full = self.full[queue as usize].load(Ordering::Relaxed);
         full.then(|| queue_full(queue, self.limits[queue as usize]))

@@ -43,7 +43,7 @@ pub async fn run(store: Store, clock: Clock, options: Options, shutdown: Cancell
             trimmed = round(&store, &clock, options.slices) => match trimmed {
                 Ok(gone) if gone == Gone::default() => {}
                 Ok(Gone { rows, claims, letters, tasks, broadcasts, lists }) => {
-                    tracing::info!(rows, claims, letters, tasks, broadcasts, lists, "let go of what is no longer kept");
+                    tracing::info!(rows, claims, letters, tasks, broadcasts, lists, "deleted expired rows");
                 }
                 Err(error) => tracing::warn!(%error, "housekeeping failed; the next round goes on"),
             },

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::breaker::{self, Breaker};
+use crate::workers;
 
 /// How long a dependency may take to answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -90,7 +91,7 @@ impl Health {
     pub fn router(self) -> Router {
         Router::new()
             .route("/health", get(ready))
-            .route("/health/live", get(|| async { StatusCode::OK }))
+            .route("/health/live", get(|| async { live(workers::panicked()) }))
             .route("/health/ready", get(ready))
             .route("/health/details", get(details))
             .with_state(self)
@@ -125,9 +126,20 @@ impl Health {
     }
 }
 
+/// A process with a dead worker does not recover by itself: its supervisor must start it again.
+fn live(panicked: Option<&'static str>) -> Response {
+    match panicked {
+        None => StatusCode::OK.into_response(),
+        Some(worker) => {
+            let body = serde_json::json!({ "status": "dead", "worker": worker });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+    }
+}
+
 async fn ready(State(health): State<Health>) -> Response {
     let (code, details) = health.assess().await;
-    (code, Json(serde_json::json!({ "status": details.status }))).into_response()
+    (code, Json(serde_json::json!({ "service": "eshaar", "status": details.status }))).into_response()
 }
 
 async fn details(State(health): State<Health>) -> Response {
@@ -187,5 +199,19 @@ mod tests {
         assert_eq!(health.assess().await.0, StatusCode::OK);
         draining.cancel();
         assert_eq!(health.assess().await.1.status, "draining");
+    }
+
+    #[tokio::test]
+    async fn a_process_with_a_worker_that_panicked_is_not_live() {
+        assert_eq!(live(workers::panicked()).status(), StatusCode::OK);
+        drop(workers::guard("ends in order"));
+        assert_eq!(workers::panicked(), None);
+        let died = tokio::spawn(async {
+            let _guard = workers::guard("a-worker");
+            panic!("on purpose");
+        });
+        assert!(died.await.is_err());
+        assert_eq!(workers::panicked(), Some("a-worker"));
+        assert_eq!(live(workers::panicked()).status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

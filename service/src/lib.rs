@@ -14,6 +14,7 @@ pub mod problem;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+pub mod workers;
 
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;

@@ -29,6 +29,7 @@ metrics_list! {
     INGEST_REJECTED = Counter, "eshaar_messages_rejected_total", Count, "Messages refused, by code.";
     INGEST_REPEATED = Counter, "eshaar_submissions_repeated_total", Count, "Submissions answered from an idempotency claim.";
     CONVERSATIONS_STARTED = Counter, "eshaar_conversations_started_total", Count, "Conversations that were made, or taken up after they were archived.";
+    LOG_LINES_DROPPED = Counter, "eshaar_log_lines_dropped_total", Count, "Lines of this process's own log that could not be written.";
     STAGE_RECORDS = Counter, "eshaar_stage_records_total", Count, "Records settled by a stage, by stage and outcome.";
     STAGE_BATCH_SECONDS = Histogram, "eshaar_stage_batch_seconds", Seconds, "Time from taking a batch to settling it, by stage.";
     STAGE_BATCH_RECORDS = Histogram, "eshaar_stage_batch_records", Count, "Records in a batch, by stage.";

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use eshaar_gateway::Gateway;
-use eshaar_service::{listener, metrics, shutdown, telemetry};
+use eshaar_service::{listener, metrics, shutdown, telemetry, workers};
 use eshaar_topics::Cancelled;
 use eshaar_topics::runner::Watchdog;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -114,11 +114,11 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     let redriver = role.ingests().then(|| {
         let (deps, options, closed) =
             (http::of_ingest(&engines, &cancelled, &config), config.ingest.clone(), closed.clone());
-        tokio::spawn(async move { eshaar_ingest::redriver(deps, &options, closed).await })
+        tokio::spawn(workers::guarded("redriver", async move { eshaar_ingest::redriver(deps, &options, closed).await }))
     });
     let clocks =
         clock::ClockWatch::new(engines.clock.clone(), Arc::clone(&engines.presence), Arc::clone(&engines.store.engine));
-    tokio::spawn(Arc::clone(&clocks).run(closed.clone()));
+    tokio::spawn(workers::guarded("clocks", Arc::clone(&clocks).run(closed.clone())));
     let signs = http::Signs { rendered, watchdog, clocks, draining: told_to_stop.clone() };
     let router = http::router(&engines, &cancelled, &config, role, gateway.as_ref(), signs).await?;
     let listeners = match internal {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ahash::AHashSet;
 use eshaar_model::{BroadcastId, Clock, MessageId, Timestamp};
 use eshaar_service::metrics::CANCELLATIONS;
+use eshaar_service::workers;
 use parking_lot::RwLock;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -89,15 +90,15 @@ impl Cancelled {
         for partition in 0..log.partitions(Topic::Cancellations) {
             readers.push(cancelled.read_to_end(&*log, partition).await?);
         }
-        tracing::info!(cancellations = cancelled.len(), "what was taken back is known");
+        tracing::info!(cancellations = cancelled.len(), "loaded the cancellations");
         for reader in readers {
             let (cancelled, log, shutdown) = (Arc::clone(&cancelled), Arc::clone(&log), shutdown.clone());
-            tokio::spawn(async move {
+            tokio::spawn(workers::guarded("cancellations", async move {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = cancelled.read_on(&*log, reader) => {}
                 }
-            });
+            }));
         }
         Ok(cancelled)
     }

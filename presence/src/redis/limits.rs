@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use eshaar_service::workers;
 use redis::{Cmd, Pipeline, Value};
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
@@ -39,7 +40,7 @@ pub(super) struct Ask {
 /// Where callers wait; and the task that answers them, which ends with the last sender.
 pub(super) fn start(link: Arc<Link>, shift: Arc<std::sync::atomic::AtomicI64>) -> mpsc::Sender<Ask> {
     let (asks, waiting) = mpsc::channel(WAITING);
-    tokio::spawn(answer(link, shift, waiting));
+    tokio::spawn(workers::guarded("redis-limits", answer(link, shift, waiting)));
     asks
 }
 

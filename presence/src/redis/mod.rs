@@ -33,7 +33,7 @@ use ahash::AHashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{Principal, Timestamp};
-use eshaar_service::Breaker;
+use eshaar_service::{Breaker, workers};
 use redis::{Cmd, Pipeline, RedisWrite, Value};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -65,11 +65,12 @@ impl RedisPresence {
         options.validate()?;
         let (told, first) = oneshot::channel();
         let link = Arc::new(Link::new(options));
-        let keeper = tokio::spawn(Arc::clone(&link).keep(told));
+        let keeper = tokio::spawn(workers::guarded("redis-link", Arc::clone(&link).keep(told)));
         let shift = Arc::new(AtomicI64::new(0));
         let asks = limits::start(Arc::clone(&link), Arc::clone(&shift));
         let debt = Arc::<cache::Debt>::default();
-        let settler = tokio::spawn(cache::keep_settling(Arc::clone(&link), Arc::clone(&debt)));
+        let settler =
+            tokio::spawn(workers::guarded("redis-cache", cache::keep_settling(Arc::clone(&link), Arc::clone(&debt))));
         let presence = Arc::new(Self { link, keeper, asks, debt, settler, shift });
         match first.await {
             Ok(Err(error)) if !error.may_pass() => return Err(error),

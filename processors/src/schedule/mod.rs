@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use eshaar_model::{Clock, Timestamp};
 use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Message};
+use eshaar_service::workers;
 use eshaar_store::{Store, StoreError, Timer, TimerPlace};
 use eshaar_topics::{Cancelled, Log, Outcome, Received, Stage, StageError, Topic};
 use serde::Deserialize;
@@ -97,7 +98,7 @@ impl Schedule {
         let timers = Timers::take(Arc::clone(&self.store.timers), partition, self.clock.clone()).await?;
         let timers = Arc::new(timers);
         let (mover, of_mover) = (Arc::clone(&self.mover), Arc::clone(&timers));
-        let moving = tokio::spawn(async move { mover.run(&of_mover).await });
+        let moving = tokio::spawn(workers::guarded("timers", async move { mover.run(&of_mover).await }));
         Ok((timers, AbortOnDropHandle::new(moving)))
     }
 

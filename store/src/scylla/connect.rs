@@ -30,6 +30,8 @@ pub(super) async fn connect(options: &Options) -> Result<Session, SetupError> {
         .connection_timeout(Duration::from_millis(options.connect_timeout_ms))
         .hostname_resolution_timeout(Some(Duration::from_millis(options.connect_timeout_ms)))
         .metadata_request_clientside_timeout(timeout)
+        // ScyllaDB alone knows it. It ends before the client gives up, so that its own error is seen.
+        .metadata_request_serverside_timeout(timeout * 4 / 5)
         .keyspaces_to_fetch([&options.keyspace])
         .fetch_full_schema_metadata(false)
         .default_execution_profile_handle(profile(options).build().into_handle());

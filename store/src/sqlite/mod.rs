@@ -31,6 +31,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use eshaar_model::Clock;
 use eshaar_service::metrics::STORE_SECONDS;
+use eshaar_service::workers;
 use metrics::histogram;
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -105,7 +106,11 @@ impl Sqlite {
     }
 
     fn start(&self, name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        self.threads.lock().push(std::thread::Builder::new().name(name).spawn(run)?);
+        let guarded = move || {
+            let _guard = workers::guard("store");
+            run();
+        };
+        self.threads.lock().push(std::thread::Builder::new().name(name).spawn(guarded)?);
         Ok(())
     }
 

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use eshaar_model::{Clock, Epoch, Timestamp};
 use eshaar_service::metrics::LOG_APPENDED;
+use eshaar_service::workers;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +127,10 @@ impl EmbeddedLog {
         });
         shared.groups.load(file.commits()?);
         let writer = Writer::new(Arc::clone(&shared), file, lock);
-        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
+        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || {
+            let _guard = workers::guard("log-writer");
+            writer.run();
+        });
         let thread = thread.map_err(|error| engine("start its writer", &error))?;
         Ok(Self(Arc::new(Owner { shared, writer: Mutex::new(Some(thread)) })))
     }

@@ -49,6 +49,10 @@ pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, line: &str) {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::error!(target: "librdkafka", facility, "{line}");
         }
+        // A broker that has just come up loads its coordinator; librdkafka asks again by itself.
+        RDKafkaLogLevel::Warning if facility == "GETPID" && line.ends_with("retrying") => {
+            tracing::debug!(target: "librdkafka", facility, "{line}");
+        }
         RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{line}"),
         RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(target: "librdkafka", facility, "{line}"),
         RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{line}"),

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eshaar_model::{Epoch, Timestamp};
+use eshaar_service::workers;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +83,7 @@ impl KafkaLog {
         let producer = Producer::open(options.producer()?, Arc::clone(&names), watch.clone())?;
         let pool = Pool::new(options.reader(&names)?, lookups.clone(), watch.clone());
         let closed = CancellationToken::new();
-        tokio::spawn(watch.clone().run(closed.clone()));
+        tokio::spawn(workers::guarded("kafka-watch", watch.clone().run(closed.clone())));
         let ground = Ground { options, names, lookups, watch, closed };
         Ok(Self(Arc::new(Shared { ground, producer, pool, groups: Groups::default() })))
     }
@@ -218,7 +219,10 @@ fn engine(action: &'static str) -> impl Fn(KafkaError) -> LogError {
 
 /// A thread for librdkafka's calls that block.
 fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
-    let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _guard = workers::guard("kafka");
+        run();
+    });
     let failed = |error: std::io::Error| LogError::Engine { action: "start a thread", reason: error.to_string() };
     started.map(drop).map_err(failed)
 }

@@ -113,7 +113,7 @@ impl<S: Stage> Member<S> {
             self.ledger.assign(generation, stream.source(), stream.next_offset());
             by_number.entry(stream.source().1).or_default().push(stream);
         }
-        tracing::info!(stage = S::NAME, generation, partitions = ?by_number.keys(), "assigned");
+        tracing::info!(stage = S::NAME, generation, partitions = ?by_number.keys(), "partitions assigned");
         for (partition, streams) in by_number {
             let drain = CancellationToken::new();
             let worker = Worker {
@@ -145,7 +145,7 @@ impl<S: Stage> Member<S> {
 
     async fn revoked(&mut self, partitions: &[u32], release: Release, limit: Duration, commits: &Commits<S>) {
         self.give_up(partitions, limit, commits).await;
-        tracing::info!(stage = S::NAME, ?partitions, "given up");
+        tracing::info!(stage = S::NAME, ?partitions, "partitions revoked");
         release.done();
     }
 
