@@ -83,6 +83,10 @@ async fn admit(
         let detail = format!("this process holds {} sessions already", shared.options.sessions);
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", detail).retry_after(5));
     }
+    if let Some(away) = shared.admission.refusal() {
+        let detail = "many clients connect at the moment: come back later";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(away.as_secs() + 1));
+    }
     let identity = match credential(token, headers)? {
         Ok(credential) => shared.credentials.authenticate(&credential).await,
         Err(refused) => Err(refused),

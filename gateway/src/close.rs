@@ -10,6 +10,7 @@ pub enum Close {
     InternalError = 4000,
     ShuttingDown = 4001,
     PresenceLost = 4002,
+    Overloaded = 4003,
     TimedOut = 4008,
     TooSlow = 4009,
     TooManyFrames = 4010,
@@ -25,10 +26,11 @@ pub enum Close {
 
 impl Close {
     /// Every code and the reason that is sent with it.
-    pub const TABLE: [(Self, &'static str); 14] = [
+    pub const TABLE: [(Self, &'static str); 15] = [
         (Self::InternalError, "internal_error"),
         (Self::ShuttingDown, "shutting_down"),
         (Self::PresenceLost, "presence_lost"),
+        (Self::Overloaded, "overloaded"),
         (Self::TimedOut, "timed_out"),
         (Self::TooSlow, "too_slow"),
         (Self::TooManyFrames, "too_many_frames"),

@@ -36,6 +36,8 @@ const BEHIND: u32 = 1 << 1;
 const LIVE: u32 = 1 << 2;
 /// The timer has given up on a write.
 const CUT: u32 = 1 << 3;
+/// It may have been without an entry in presence: once it has one it reads its stream.
+const ABSENT: u32 = 1 << 4;
 const CLOSE_SHIFT: u32 = 16;
 
 /// What a session is told by others.
@@ -88,6 +90,8 @@ pub(crate) struct Times {
     pub(crate) pinged: AtomicU32,
     /// When its entry in presence is to be refreshed.
     pub(crate) refresh_due: AtomicU32,
+    /// When presence last said that the entry was there, or made it.
+    pub(crate) confirmed: AtomicU32,
     /// Since when a write has been going on.
     pub(crate) writing: AtomicU32,
     /// Since when it has waited for room in the window.
@@ -132,9 +136,25 @@ impl Handle {
         self.signal(PING);
     }
 
+    pub(crate) fn mark_absent(&self) {
+        self.signals.fetch_or(ABSENT, Ordering::AcqRel);
+    }
+
+    pub(crate) fn take_absent(&self) -> bool {
+        self.signals.fetch_and(!ABSENT, Ordering::AcqRel) & ABSENT != 0
+    }
+
     /// It may have missed a hint: it is to read its stream.
     pub(crate) fn fall_behind(&self) {
         self.signal(BEHIND);
+    }
+
+    /// Something that is in no stream may have been lost on the way to it.
+    pub(crate) fn miss(&self) {
+        if self.is_live() {
+            self.inbox.lock().missed = true;
+            self.wake();
+        }
     }
 
     /// It is to close; the first reason given stands.
@@ -317,10 +337,15 @@ impl Hub {
         }
     }
 
-    pub(crate) fn close_all(&self, close: Close) {
+    /// Calls `visit` for each session, shard by shard.
+    pub(crate) fn each(&self, mut visit: impl FnMut(&Arc<Handle>)) {
         for shard in 0..SHARDS {
-            self.each_of_shard(shard, |handle| handle.close(close));
+            self.each_of_shard(shard, &mut visit);
         }
+    }
+
+    pub(crate) fn close_all(&self, close: Close) {
+        self.each(|handle| handle.close(close));
     }
 
     /// Hints may have been lost: from `now` on every session reads its stream once, spread out by the timer.

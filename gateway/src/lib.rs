@@ -5,11 +5,15 @@
 //! It never writes history, and accepts no message itself: what clients send goes through the port [`Conversations`]. Files
 //! in the order of a connection's life: `accept` → `session` (over `socket`, `wire`, `protocol`; `chat` where it talks) ←
 //! `hub` ← `slot`; `receipts` takes what clients acknowledge; `typing` goes from gateway to gateway; `timer` ends what goes
-//! on for too long.
+//! on for too long. `admission` bounds what sessions read from the store, `edges` keeps what all of them need of it, `entries`
+//! keeps them in presence.
 
 mod accept;
+mod admission;
 mod chat;
 mod close;
+mod edges;
+mod entries;
 mod hub;
 mod message;
 mod options;
@@ -111,6 +115,7 @@ impl Gateway {
         let (tasks, stop) = (TaskTracker::new(), shutdown.child_token());
         tasks.spawn(workers::guarded("gateway-slot", slot::run(Arc::clone(&shared), slot, stop.clone())));
         tasks.spawn(workers::guarded("gateway-timer", timer::run(Arc::clone(&shared), stop.clone())));
+        tasks.spawn(workers::guarded("gateway-entries", entries::run(Arc::clone(&shared), stop.clone())));
         tasks.spawn(workers::guarded("gateway-receipts", receipts::run(Arc::clone(&shared), stop.clone())));
         Ok(Self { shared, tasks, stop })
     }

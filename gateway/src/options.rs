@@ -34,6 +34,16 @@ pub struct Options {
     pub hints: usize,
     /// Rows of a stream that are read at once.
     pub page: usize,
+    /// Reads of streams at once, at most: fewer while the store is slow. Each is up to four requests to the store, whose
+    /// bound (`requests`) must be higher.
+    pub reads_at_once: usize,
+    /// Hellos that wait for their turn to read; past it clients are told to come back later.
+    pub hellos_waiting: usize,
+    /// Seconds that a hello waits for its turn, by the rate of the last ones; a client that would wait longer is told to come
+    /// back later.
+    pub hello_wait_s: u64,
+    /// Bytes of messages, of all sessions, that are read before their clients have room for them.
+    pub read_ahead_bytes: usize,
     /// Milliseconds that acknowledgements are gathered before they are appended together.
     pub acks_every_ms: u64,
     /// Milliseconds between writes of how far phones acknowledged.
@@ -44,7 +54,8 @@ pub struct Options {
     pub reconnect_spread_ms: u64,
     /// Seconds between announcements that this gateway lives.
     pub announce_every_s: u64,
-    /// Seconds after which a session's entry in presence is refreshed (entries lapse after 300).
+    /// Seconds after which a session's entry in presence is refreshed (entries lapse after 300): one that was lost is missed
+    /// for as long.
     pub presence_refresh_s: u32,
     /// Seconds over which sessions are spread that must all read their streams.
     pub rescue_spread_s: u32,
@@ -67,12 +78,16 @@ impl Default for Options {
             frame_bytes: 64 * 1024,
             hints: 32,
             page: 100,
+            reads_at_once: 10,
+            hellos_waiting: 20_000,
+            hello_wait_s: 30,
+            read_ahead_bytes: 64 * 1024 * 1024,
             acks_every_ms: 5,
             places_every_ms: 200,
             receipts: 20_000,
             reconnect_spread_ms: 5_000,
             announce_every_s: 5,
-            presence_refresh_s: 100,
+            presence_refresh_s: 10,
             rescue_spread_s: 10,
         }
     }

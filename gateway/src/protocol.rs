@@ -69,7 +69,7 @@ pub(crate) struct Send {
 }
 
 /// The first frame of a client.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) after: Option<Cursor>,
     pub(crate) from: Option<From>,

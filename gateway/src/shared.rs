@@ -14,9 +14,12 @@ use eshaar_topics::partitioner::partition_of;
 use eshaar_topics::{Cancelled, Log, Topic};
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::Options;
+use crate::admission::Admission;
 use crate::chat::Conversations;
+use crate::edges::Edges;
 use crate::hub::{Handle, Hub, TICKS, Ticks};
 use crate::receipts::Receipts;
 use crate::typing::Typists;
@@ -95,6 +98,10 @@ pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) typists: Typists,
     pub(crate) receipts: Receipts,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) edges: Edges,
+    /// All sessions are to be entered in presence again, at once.
+    pub(crate) all_absent: Notify,
     pub(crate) meters: Meters,
     ticks: AtomicU32,
     node: Mutex<Option<Node>>,
@@ -105,6 +112,9 @@ impl Shared {
     pub(crate) fn new(parts: Parts, options: Options) -> Self {
         Self {
             receipts: Receipts::new(options.receipts),
+            admission: Admission::new(&options),
+            edges: Edges::default(),
+            all_absent: Notify::new(),
             options,
             log: parts.log,
             codecs: parts.codecs,
@@ -156,6 +166,15 @@ impl Shared {
     pub(crate) fn connection(&self, handle: &Handle) -> Option<Connection> {
         let node = self.node.lock();
         node.as_ref().map(|node| Connection { slot: node.slot, incarnation: node.incarnation, session: handle.id })
+    }
+
+    /// Presence may have lost the entry of any session.
+    pub(crate) fn enter_all_again(&self) {
+        self.hub.each(|handle| {
+            handle.mark_absent();
+            handle.times.refresh_due.store(0, Ordering::Relaxed);
+        });
+        self.all_absent.notify_one();
     }
 
     /// When an entry in presence that was made or refreshed at `now` is to be refreshed: spread out over a quarter of the

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eshaar_model::{ConversationPosition, Epoch, Lane, Phone, Principal, StreamPosition, Timestamp};
-use eshaar_presence::{Node, PresenceError};
+use eshaar_presence::{Announced, Node, PresenceError};
 use eshaar_schemas::{Delivery, Hint as Told, Message, MessageHint, StatusHint};
 use eshaar_topics::{LogError, Reader, Record, Topic};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::StartError;
@@ -74,34 +73,33 @@ pub(crate) async fn run(shared: Arc<Shared>, mut slot: Slot, shutdown: Cancellat
     }
 }
 
-/// Says that the node lives, until the slot has another owner. Where presence did not answer, or had forgotten the node and
-/// with it perhaps its sessions, hints went elsewhere or nowhere: all sessions are entered again, and read their streams.
+/// Says that the node lives, until the slot has another owner. An announcement that fails, or is late, changes nothing by itself.
+/// Where presence had forgotten the node, or looked for it while it had lapsed, hints for any session may have gone nowhere:
+/// all are entered again, and then read their streams.
 async fn announce(shared: &Shared, node: &Node) {
-    let mut every = tokio::time::interval(Duration::from_secs(shared.options.announce_every_s));
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut impaired = false;
+    let every = Duration::from_secs(shared.options.announce_every_s);
+    let (mut known, mut impaired) = (None, false);
     loop {
-        every.tick().await;
-        let is_known = shared.presence.nodes().await.is_ok_and(|nodes| nodes.iter().any(|known| is_same(known, node)));
-        impaired |= !is_known;
         match shared.presence.announce(node).await {
-            Ok(true) if std::mem::take(&mut impaired) => {
-                tracing::warn!(slot = node.slot, "presence was impaired; every session is entered again");
-                shared.hub.begin_rescue(shared.ticks());
+            Ok(Announced::Live { since }) => {
+                if std::mem::take(&mut impaired) {
+                    // What is in no stream is not sent while presence does not answer.
+                    shared.hub.each(|handle| handle.miss());
+                }
+                if known.replace(since).is_some_and(|known| known != since) {
+                    tracing::warn!(slot = node.slot, "presence had lost the gateway; every session is entered again");
+                    shared.enter_all_again();
+                }
+                tokio::time::sleep(every).await;
             }
-            Ok(true) => {}
-            Ok(false) => return,
+            Ok(Announced::Lost) => return,
             Err(error) => {
                 impaired = true;
-                tracing::warn!(%error, "the gateway could not announce itself");
+                tracing::warn!(%error, "the gateway could not announce itself; trying again");
+                tokio::time::sleep(RETRY.min(every)).await;
             }
         }
     }
-}
-
-/// Whether both are one gateway in one life.
-fn is_same(known: &Node, node: &Node) -> bool {
-    (known.slot, known.incarnation) == (node.slot, node.incarnation)
 }
 
 /// Reads the slot for ever. Where it jumps, every session reads its stream.

@@ -1,12 +1,11 @@
-//! The one timer of all sessions: hello, pings, silence, slow writes, tokens, presence, typing that lapses. It goes through the sessions once
+//! The one timer of all sessions: hello, pings, silence, slow writes, tokens, typing that lapses. It goes through the sessions once
 //! a second, a quarter of them each time, so that no session keeps a timer of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use eshaar_model::{Principal, Timestamp};
-use eshaar_presence::Connection;
+use eshaar_model::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -20,12 +19,6 @@ const EVERY: Duration = Duration::from_millis(250);
 
 /// Shards looked through each time.
 const AT_ONCE: usize = SHARDS / 4;
-
-/// Most entries of presence that are refreshed in one call.
-const REFRESH_BATCH: usize = 500;
-
-/// Wait before a refresh that failed is tried again.
-const RETRY: Ticks = 10 * TICKS;
 
 /// Runs until `shutdown`.
 pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
@@ -42,18 +35,12 @@ pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
         let now = (begun.elapsed().as_millis() / u128::from(1_000 / TICKS)) as Ticks + 1;
         shared.set_ticks(now);
         typing::lapse(&shared, now);
-        let mut due = Vec::new();
+        // A store that was left alone for a while is asked again.
+        shared.admission.grant();
         for _ in 0..AT_ONCE {
             let wall = shared.clock.now();
-            shared.hub.each_of_shard(shard, |handle| {
-                if look(&shared, handle, now, wall) {
-                    due.push(Arc::clone(handle));
-                }
-            });
+            shared.hub.each_of_shard(shard, |handle| look(&shared, handle, now, wall));
             shard = (shard + 1) % SHARDS;
-        }
-        for batch in due.chunks(REFRESH_BATCH) {
-            refresh(&shared, batch, now).await;
         }
         shared.meters.sessions.set(shared.hub.count() as f64);
     }
@@ -63,8 +50,8 @@ fn since(time: &AtomicU32, now: Ticks) -> Ticks {
     now.saturating_sub(time.load(Relaxed))
 }
 
-/// Does what is due for a session; returns whether its entry in presence is.
-fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) -> bool {
+/// Does what is due for a session.
+fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) {
     let (options, times) = (&shared.options, &handle.times);
     let is_set_for = |time: &AtomicU32, seconds: u32| time.load(Relaxed) != 0 && since(time, now) >= seconds * TICKS;
     if is_set_for(&times.writing, options.write_timeout_s) {
@@ -84,56 +71,15 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) -> bool {
         handle.wake();
     }
     rescue(shared, handle, now);
-    handle.is_live() && now >= times.refresh_due.load(Relaxed)
 }
 
-/// When its turn in a rescue has come a session is entered in presence again, and reads its stream.
+/// When its turn in a rescue has come a session reads its stream.
 fn rescue(shared: &Shared, handle: &Handle, now: Ticks) {
     let (number, begun) = shared.hub.rescue();
     let spread = u64::from((shared.options.rescue_spread_s * TICKS).max(1));
     let turn = begun + (handle.id % spread) as Ticks;
     if handle.times.rescued.load(Relaxed) != number && now >= turn {
         handle.times.rescued.store(number, Relaxed);
-        if handle.is_live() {
-            handle.times.refresh_due.store(now, Relaxed);
-        }
         handle.fall_behind();
-    }
-}
-
-/// Refreshes entries of presence. A session whose entry was gone may have missed hints, and so may all of them while
-/// presence could not be asked: these are tried again soon, and then read their streams.
-async fn refresh(shared: &Shared, handles: &[Arc<Handle>], now: Ticks) {
-    let sessions: Option<Vec<(Principal, Connection)>> = handles
-        .iter()
-        .map(|handle| shared.connection(handle).map(|connection| (handle.principal.clone(), connection)))
-        .collect();
-    let Some(sessions) = sessions else { return };
-    match shared.presence.refresh(&sessions).await {
-        Ok(there) => {
-            for (handle, was_there) in handles.iter().zip(there) {
-                handle.times.refresh_due.store(shared.refresh_due(handle, now), Relaxed);
-                if !was_there {
-                    handle.fall_behind();
-                }
-                forget_if_left(shared, handle).await;
-            }
-        }
-        Err(error) => {
-            tracing::warn!(%error, sessions = handles.len(), "presence could not be refreshed; trying again in 10 s");
-            for handle in handles {
-                handle.times.refresh_due.store(now + RETRY, Relaxed);
-                handle.fall_behind();
-            }
-        }
-    }
-}
-
-/// A session that left while it was being refreshed must not stay in presence.
-async fn forget_if_left(shared: &Shared, handle: &Arc<Handle>) {
-    let stays = shared.hub.of(&handle.principal).iter().any(|known| known.id == handle.id);
-    if let (false, Some(connection)) = (stays, shared.connection(handle)) {
-        // What is left behind lapses by itself.
-        let _ = shared.presence.disconnect(&handle.principal, connection).await;
     }
 }

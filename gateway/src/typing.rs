@@ -107,7 +107,7 @@ fn channel(slot: u32) -> String {
 pub(crate) async fn tell(shared: &Shared, typing: &Typing) {
     let Ok(payload) = serde_json::to_vec(typing).map(Bytes::from) else { return };
     let sides = [typing.business.clone(), typing.phone.clone()];
-    let Ok(slots) = shared.presence.slots_of(&sides).await else { return };
+    let Ok(slots) = shared.presence.slots_of_unmarked(&sides).await else { return };
     let mut slots: Vec<u32> = slots.into_iter().flatten().collect();
     slots.sort_unstable();
     slots.dedup();

@@ -56,6 +56,14 @@ impl Target {
         Ok(passed)
     }
 
+    /// What each process shows at `/metrics`, where we started them.
+    async fn metrics(&mut self) -> anyhow::Result<Vec<String>> {
+        match &mut self.spawned {
+            Some(spawned) => spawned.metrics().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// What the stages failed on, where we started them.
     async fn failed(&mut self) -> anyhow::Result<Option<Failed>> {
         match &mut self.spawned {
@@ -108,6 +116,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     drive.watch.sample(&drive.target.processes());
     let usage = drive.watch.usage(run.totals.accepted.get());
     let failed = drive.target.failed().await?;
+    let metrics = drive.target.metrics().await?;
     sleep(Duration::from_millis(run.scenario.checks.settle_ms)).await;
     run.stop.cancel();
 
@@ -130,12 +139,13 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         traffic: Traffic::from(&run.totals),
         starts_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::starts)),
         stops_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::stops)),
+        reconnects: run.reconnects.report(&metrics),
         failed,
         gave_up: run.given_up.is_cancelled(),
         usage,
         failures: Vec::new(),
     };
-    report.judge(&run.scenario.checks);
+    report.judge(&run.scenario.checks, run.scenario.recipients.count);
     Ok(report)
 }
 
@@ -197,7 +207,10 @@ impl Drive<'_> {
         let (mut last, mut since) = (0, Instant::now());
         loop {
             let received = self.run.totals.received.get();
-            if received >= self.run.totals.accepted.get() + self.run.totals.abandoned.get() {
+            let all = self.run.totals.accepted.get() + self.run.totals.abandoned.get();
+            // Where it is checked when everybody is back, that is waited for too.
+            let waits = self.run.scenario.checks.caught_up_ms > 0 && self.run.reconnects.away() > 0;
+            if received >= all && !waits {
                 return Ok(());
             }
             if received > last {

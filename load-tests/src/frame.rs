@@ -28,6 +28,8 @@ pub enum Frame<'a> {
     Bye {
         /// The close code that follows.
         code: u16,
+        /// How long to stay away, where that is said.
+        reconnect_after_ms: Option<u64>,
     },
     /// An answer to a frame of ours that was refused.
     Error {
@@ -66,6 +68,8 @@ struct Raw<'a> {
     reason: Option<&'a str>,
     #[serde(default)]
     code: Option<Code<'a>>,
+    #[serde(default)]
+    reconnect_after_ms: Option<u64>,
 }
 
 /// `bye` has a number, `error` a name.
@@ -92,7 +96,7 @@ impl<'a> Frame<'a> {
             "caught_up" => Ok(Self::CaughtUp { cursor: raw.cursor }),
             "gap" => Ok(Self::Gap { reason: raw.reason.unwrap_or("unknown") }),
             "bye" => match raw.code {
-                Some(Code::Number(code)) => Ok(Self::Bye { code }),
+                Some(Code::Number(code)) => Ok(Self::Bye { code, reconnect_after_ms: raw.reconnect_after_ms }),
                 _ => Err(missing("bye", "code")),
             },
             "error" => match raw.code {
@@ -131,7 +135,10 @@ mod tests {
             (r#"{"op":"caught_up","cursor":"AQEFAAAA"}"#, Frame::CaughtUp { cursor: Some("AQEFAAAA") }),
             (r#"{"op":"caught_up"}"#, Frame::CaughtUp { cursor: None }),
             (r#"{"op":"gap","reason":"too_old","oldest":"A"}"#, Frame::Gap { reason: "too_old" }),
-            (r#"{"op":"bye","code":4001,"reason":"shutting_down"}"#, Frame::Bye { code: 4001 }),
+            (
+                r#"{"op":"bye","code":4001,"reason":"shutting_down","reconnect_after_ms":7}"#,
+                Frame::Bye { code: 4001, reconnect_after_ms: Some(7) },
+            ),
             (r#"{"op":"error","ref":null,"code":"unsupported"}"#, Frame::Error { code: "unsupported" }),
             (r#"{"op":"welcome","session":"17"}"#, Frame::Other),
         ] {

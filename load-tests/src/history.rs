@@ -48,7 +48,7 @@ pub async fn replay(run: Arc<Run>, recipient: u32) -> anyhow::Result<Inbox> {
             }
             Frame::CaughtUp { .. } => return Ok(inbox),
             Frame::Gap { reason } => bail!("the history of recipient {recipient} has a gap: {reason}"),
-            Frame::Bye { code } => bail!("the server closed the replay of recipient {recipient} with {code}"),
+            Frame::Bye { code, .. } => bail!("the server closed the replay of recipient {recipient} with {code}"),
             Frame::Error { code } => bail!("the replay of recipient {recipient} was answered with error {code}"),
             Frame::Other => {}
         }

@@ -19,6 +19,7 @@ mod phones;
 mod process;
 mod procfs;
 mod recipient;
+mod reconnects;
 mod reference;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::accounts::Inbox;
 use crate::clock::unix_seconds;
 use crate::frame::Frame;
+use crate::reconnects::{Backoff, refusal};
 use crate::reference::Reference;
 use crate::run::{Attendance, Run};
 use crate::session::{Resume, Session, SessionError};
@@ -35,6 +36,11 @@ pub struct Recipient {
     cursor: String,
     ready: bool,
     burst: Burst,
+    backoff: Backoff,
+    /// When its session ended, until the next one is at the head.
+    broken_at: Option<Instant>,
+    /// How long the server told it to stay away.
+    told: Option<Duration>,
     /// Which gateway is next: another one when a session broke or did not open, as behind a load balancer.
     turn: usize,
 }
@@ -60,6 +66,7 @@ enum End {
 impl Recipient {
     /// Recipient `index` of the run.
     pub fn new(run: Arc<Run>, index: u32, attendance: Attendance) -> Self {
+        let turn = run.first_gateway(index);
         Self {
             run,
             index,
@@ -68,7 +75,10 @@ impl Recipient {
             cursor: String::new(),
             ready: false,
             burst: Burst::default(),
-            turn: index as usize,
+            backoff: Backoff::default(),
+            broken_at: None,
+            told: None,
+            turn,
         }
     }
 
@@ -87,14 +97,24 @@ impl Recipient {
                     End::Left => between(run.scenario.recipients.away_ms),
                     End::Broken => {
                         self.turn += 1;
-                        pause
+                        if self.broken_at.is_none() {
+                            self.broken_at = Some(Instant::now());
+                            run.reconnects.left();
+                        }
+                        let told = self.told.take();
+                        if run.scenario.recipients.as_apps { self.backoff.next(told) } else { pause }
                     }
                 }
             } else {
                 self.turn += 1;
                 run.totals.sessions_failed.one();
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                pause.mul_f64(rand::rng().random_range(0.5..1.0))
+                let told = self.told.take();
+                if run.scenario.recipients.as_apps {
+                    self.backoff.next(told)
+                } else {
+                    pause.mul_f64(rand::rng().random_range(0.5..1.0))
+                }
             };
             tokio::select! { () = sleep(away) => {}, () = run.stop.cancelled() => {} }
         }
@@ -107,7 +127,16 @@ impl Recipient {
         let _permit = run.handshakes.acquire().await;
         let token = run.minter.mint(run.phones.number(self.index), unix_seconds());
         let resume = if self.cursor.is_empty() { Resume::Acknowledged } else { Resume::After(&self.cursor) };
-        let session = Session::open(run.gateways.of_turn(self.turn), run.source(self.index), &token, resume).await?;
+        let opening = Session::open(run.gateways.of_turn(self.turn), run.source(self.index), &token, resume).await;
+        let refused = opening.as_ref().err().and_then(refusal);
+        if self.broken_at.is_some() && (opening.is_ok() || refused.is_some()) {
+            run.reconnects.connected(self.index);
+        }
+        if let Some((status, after)) = refused {
+            run.reconnects.ended(format!("HTTP {status}"));
+            self.told = after;
+        }
+        let session = opening?;
         run.totals.sessions.one();
         Ok(session)
     }
@@ -181,6 +210,10 @@ impl Recipient {
                 self.take_message(reference);
             }
             Ok(Frame::CaughtUp { cursor }) => {
+                self.backoff.reset();
+                if let Some(broken_at) = self.broken_at.take() {
+                    self.run.reconnects.caught_up(broken_at.elapsed());
+                }
                 if let Some(cursor) = cursor {
                     keep(&mut self.cursor, cursor);
                 }
@@ -190,7 +223,9 @@ impl Recipient {
                 }
             }
             Ok(Frame::Gap { .. }) => totals.gaps.one(),
-            Ok(Frame::Bye { code }) => {
+            Ok(Frame::Bye { code, reconnect_after_ms }) => {
+                self.run.reconnects.ended(code);
+                self.told = reconnect_after_ms.map(Duration::from_millis);
                 if code >= 4500 {
                     totals.protocol_errors.one();
                 }
@@ -220,7 +255,8 @@ impl Recipient {
         let run = &self.run;
         let Burst { messages, new, latencies_us } = &mut self.burst;
         run.totals.received.add(*new);
-        let latencies = if self.attendance == Attendance::Steady {
+        // What waited while its session was broken says nothing of those who stayed.
+        let latencies = if self.attendance == Attendance::Steady && self.broken_at.is_none() {
             run.totals.received_steady.add(*new);
             &run.steady_latency
         } else {

@@ -11,6 +11,7 @@ use crate::accounts::Verdict;
 use crate::failed::Failed;
 use crate::measure::{Percentiles, Totals};
 use crate::procfs::Machine;
+use crate::reconnects;
 use crate::scenario::Checks;
 use crate::watch::Usage;
 
@@ -43,6 +44,8 @@ pub struct Report {
     pub other_ms: Percentiles,
     /// Connections, acks, retries.
     pub traffic: Traffic,
+    /// How recipients came back after their sessions broke.
+    pub reconnects: reconnects::Report,
     /// From process start to serving, for each start of a spawned server, in milliseconds.
     pub starts_ms: Vec<f64>,
     /// From SIGTERM to the end of a process, for each that was told to stop, in milliseconds.
@@ -89,7 +92,7 @@ impl From<&Totals> for Traffic {
 
 impl Report {
     /// Fills in `failures`: whatever the scenario does not allow.
-    pub fn judge(&mut self, checks: &Checks) {
+    pub fn judge(&mut self, checks: &Checks, recipients: u32) {
         let mut failures = Vec::new();
         accounts_failures(&mut failures, "received", &self.accounts);
         if let Some((_, history)) = &self.history {
@@ -120,6 +123,28 @@ impl Report {
         let Percentiles { p95, p99, .. } = self.steady_ms;
         forbid(limit(p95, checks.p95_ms), format!("p95 is {p95:.1} ms, at most {} ms are allowed", checks.p95_ms));
         forbid(limit(p99, checks.p99_ms), format!("p99 is {p99:.1} ms, at most {} ms are allowed", checks.p99_ms));
+        let reconnects::Report { ends, most_connects, caught_up_ms, stream_reads, away, .. } = &self.reconnects;
+        let (most, caught_up) = (checks.most_connects, caught_up_ms.max);
+        forbid(
+            most > 0 && *most_connects > most,
+            format!("a recipient connected {most_connects} times again, at most {most} are allowed"),
+        );
+        forbid(
+            limit(caught_up, checks.caught_up_ms),
+            format!("a recipient was caught up after {caught_up:.0} ms, at most {} are allowed", checks.caught_up_ms),
+        );
+        forbid(checks.caught_up_ms > 0 && *away > 0, format!("{away} recipients did not come back"));
+        let ends = ends.values().sum::<u64>();
+        forbid(
+            u64::try_from(checks.most_ends).is_ok_and(|most| ends > most),
+            format!("{ends} sessions were closed or refused, at most {} are allowed", checks.most_ends),
+        );
+        let read = stream_reads.get("check").copied().unwrap_or(0) as f64;
+        let allowed = checks.stream_reads_each * f64::from(recipients);
+        forbid(
+            checks.stream_reads_each >= 0.0 && read > allowed,
+            format!("{read} streams were checked, at most {allowed}"),
+        );
         let rate = self.accepted_rate.min(self.received_rate);
         let wanted = checks.min_rate;
         forbid(rate < wanted as f64, format!("{rate:.0} messages a second, at least {wanted} are wanted"));
@@ -167,7 +192,9 @@ impl fmt::Display for Report {
         ] {
             write_percentiles(f, name, percentiles)?;
         }
+        write_percentiles(f, "back at the head", &self.reconnects.caught_up_ms)?;
         self.traffic.fmt(f)?;
+        self.reconnects.fmt(f)?;
         for (name, times, until) in [("starts", &self.starts_ms, "serving"), ("stops", &self.stops_ms, "the end")] {
             let times: Vec<String> = times.iter().map(|ms| format!("{ms:.0}")).collect();
             if !times.is_empty() {

@@ -12,6 +12,7 @@ use crate::clock::RunClock;
 use crate::http_client::Endpoints;
 use crate::measure::{Latencies, Totals};
 use crate::phones::Phones;
+use crate::reconnects::Reconnects;
 use crate::scenario::Scenario;
 use crate::sender::Plan;
 use crate::token::Minter;
@@ -61,6 +62,8 @@ pub struct Run {
     lanes: Vec<u8>,
     /// Totals.
     pub totals: Totals,
+    /// How recipients came back.
+    pub reconnects: Reconnects,
     /// From due to accepted.
     pub accept_latency: Latencies,
     /// From due to received, by those who are connected all the time.
@@ -95,6 +98,7 @@ impl Run {
             warm_us: AtomicU64::new(0),
             lanes,
             totals: Totals::default(),
+            reconnects: Reconnects::new(scenario.recipients.count)?,
             accept_latency: Latencies::new()?,
             steady_latency: Latencies::new()?,
             other_latency: Latencies::new()?,
@@ -120,6 +124,12 @@ impl Run {
     /// The lane, for checking order, of a recipient's message.
     pub fn lane(&self, recipient: u32, seq: u32) -> usize {
         (seq % u32::from(self.lanes[recipient as usize])) as usize
+    }
+
+    /// Which gateway a recipient connects to first: so many of them to the first one, the others by turns.
+    pub fn first_gateway(&self, recipient: u32) -> usize {
+        let crowd = f64::from(self.scenario.recipients.count) * self.scenario.recipients.on_first_gateway;
+        if f64::from(recipient) < crowd { 0 } else { recipient as usize }
     }
 
     /// The last byte of a recipient's source address in 127.0.0.0/8, where one address has too few ports for all.

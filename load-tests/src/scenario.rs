@@ -137,6 +137,13 @@ pub struct Recipients {
     /// From and to how many milliseconds a flapping one is away.
     #[serde(default = "default_away_ms")]
     pub away_ms: (u64, u64),
+    /// Fraction that connects to the first gateway; the others by turns.
+    #[serde(default)]
+    pub on_first_gateway: f64,
+    /// Whether they come back as apps do: when the server says, and else after 1 s to 30 s, later each time. Otherwise they
+    /// come back at once.
+    #[serde(default)]
+    pub as_apps: bool,
     /// Milliseconds for which acks are gathered; 0: one ack for each burst read, as an app does.
     #[serde(default)]
     pub ack_delay_ms: u64,
@@ -160,6 +167,15 @@ pub struct Checks {
     pub min_rate: u64,
     /// Whether no stage may have failed on a record: no attempt spent, nothing in retry topics, no dead letter.
     pub no_attempts: bool,
+    /// Connections of one recipient, after its session broke, that must not be exceeded: those that reached a gateway.
+    pub most_connects: u32,
+    /// Milliseconds from the end of a session to the head of the stream in the next that nobody must exceed.
+    pub caught_up_ms: u64,
+    /// Sessions that the server may close or refuse; -1: any number.
+    pub most_ends: i64,
+    /// Reads of streams by gateways to check what presence may have lost, for each recipient, that must not be exceeded; -1: any
+    /// number.
+    pub stream_reads_each: f64,
     /// By how much the memory of all processes together may grow, in MiB.
     pub memory_growth_mib: u64,
 }
@@ -174,6 +190,10 @@ impl Default for Checks {
             p99_ms: 0,
             min_rate: 0,
             no_attempts: false,
+            most_connects: 0,
+            caught_up_ms: 0,
+            most_ends: -1,
+            stream_reads_each: -1.0,
             memory_growth_mib: 0,
         }
     }

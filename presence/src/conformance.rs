@@ -11,7 +11,7 @@ use bytes::Bytes;
 use eshaar_model::{Clock, Phone, Principal};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
-use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slots};
+use crate::{Announced, CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slots};
 
 /// A fresh engine, and a way to let time pass for it.
 pub(crate) struct Subject {
@@ -30,6 +30,7 @@ pub(crate) async fn all(fresh: impl AsyncFn() -> Subject) {
     a_refresh_enters_again_what_was_gone(fresh().await).await;
     connections_of_a_node_that_lapsed_are_hidden(fresh().await).await;
     connections_of_an_earlier_life_are_hidden(fresh().await).await;
+    a_node_learns_whether_a_look_up_missed_it(fresh().await).await;
     withdrawing_a_node_takes_its_connections_with_it(fresh().await).await;
     what_is_published_reaches_those_who_listen_now(fresh().await).await;
     a_slow_listener_loses_the_oldest(fresh().await).await;
@@ -48,6 +49,14 @@ fn node(slot: u32, incarnation: u64) -> Node {
 
 fn connection(slot: u32, incarnation: u64, session: u64) -> Connection {
     Connection { slot, incarnation, session }
+}
+
+/// When the node was entered, as an announcement says; `None` where it has lost its slot.
+async fn announced(presence: &dyn Presence, node: &Node) -> Option<i64> {
+    match presence.announce(node).await.unwrap() {
+        Announced::Lost => None,
+        Announced::Live { since } => Some(since),
+    }
 }
 
 async fn slots_of(presence: &dyn Presence, principal: &Principal) -> Vec<u32> {
@@ -84,23 +93,23 @@ async fn a_slot_is_free_again_when_its_node_lapses_or_withdraws(subject: Subject
     assert_eq!(presence.lease_slot(1, None, 2, "").await.unwrap(), 0);
     assert_eq!(presence.lease_slot(2, None, 2, "").await.unwrap(), 1);
     (subject.pass)(NODE_TTL.saturating_sub(Duration::from_secs(1)));
-    assert!(presence.announce(&node(1, 2)).await.unwrap());
+    assert!(announced(presence, &node(1, 2)).await.is_some());
     (subject.pass)(Duration::from_secs(2));
     assert_eq!(presence.nodes().await.unwrap(), [node(1, 2)]);
     assert_eq!(presence.lease_slot(3, None, 2, "").await.unwrap(), 0);
-    assert!(!presence.announce(&node(0, 1)).await.unwrap(), "the slot has another owner by now");
+    assert!(announced(presence, &node(0, 1)).await.is_none(), "the slot has another owner by now");
     presence.withdraw(&node(1, 2)).await.unwrap();
     assert_eq!(presence.lease_slot(4, None, 2, "").await.unwrap(), 1);
     presence.withdraw(&node(1, 2)).await.unwrap();
-    assert!(presence.announce(&node(1, 4)).await.unwrap(), "a late withdrawal of an earlier owner changes nothing");
+    assert!(announced(presence, &node(1, 4)).await.is_some(), "a late withdrawal of an earlier owner changes nothing");
 }
 
 async fn a_wanted_slot_is_taken_from_whoever_has_it(subject: Subject) {
     let presence = &*subject.presence;
     assert_eq!(presence.lease_slot(1, Some(1), 2, "").await.unwrap(), 1);
     assert_eq!(presence.lease_slot(2, Some(1), 2, "").await.unwrap(), 1);
-    assert!(!presence.announce(&node(1, 1)).await.unwrap());
-    assert!(presence.announce(&node(1, 2)).await.unwrap());
+    assert!(announced(presence, &node(1, 1)).await.is_none());
+    assert!(announced(presence, &node(1, 2)).await.is_some());
 }
 
 async fn a_principal_is_online_where_it_has_sessions(subject: Subject) {
@@ -144,7 +153,7 @@ async fn pass_alive(subject: &Subject, nodes: &[Node], time: Duration) {
         (subject.pass)(left.min(step));
         left = left.saturating_sub(step);
         for node in nodes {
-            assert!(subject.presence.announce(node).await.unwrap());
+            assert!(announced(&*subject.presence, node).await.is_some());
         }
     }
 }
@@ -180,7 +189,7 @@ async fn connections_of_a_node_that_lapsed_are_hidden(subject: Subject) {
     (subject.pass)(NODE_TTL + Duration::from_secs(1));
     assert!(slots_of(presence, &phone(1)).await.is_empty());
     assert!(presence.connections(&phone(1)).await.unwrap().is_empty());
-    assert!(presence.announce(&node(0, 1)).await.unwrap(), "nobody took the slot: it was only late");
+    assert!(announced(presence, &node(0, 1)).await.is_some(), "nobody took the slot: it was only late");
     assert_eq!(slots_of(presence, &phone(1)).await, [0]);
 }
 
@@ -190,6 +199,39 @@ async fn connections_of_an_earlier_life_are_hidden(subject: Subject) {
     presence.connect(&phone(1), connection(0, 1, 1)).await.unwrap();
     presence.lease_slot(2, Some(0), 1, "").await.unwrap();
     assert!(slots_of(presence, &phone(1)).await.is_empty());
+}
+
+async fn a_node_learns_whether_a_look_up_missed_it(subject: Subject) {
+    let presence = &*subject.presence;
+    let late = NODE_TTL + Duration::from_secs(5);
+    presence.lease_slot(1, Some(0), 2, "").await.unwrap();
+    presence.connect(&phone(1), connection(0, 1, 1)).await.unwrap();
+    let since = announced(presence, &node(0, 1)).await.unwrap();
+    (subject.pass)(NODE_TTL / 2);
+    assert_eq!(slots_of(presence, &phone(1)).await, [0]);
+    assert_eq!(announced(presence, &node(0, 1)).await, Some(since));
+
+    (subject.pass)(late);
+    assert!(presence.nodes().await.unwrap().is_empty());
+    assert!(presence.connections(&phone(1)).await.unwrap().is_empty());
+    presence.ping().await.unwrap();
+    assert!(presence.slots_of_unmarked(&[phone(1)]).await.unwrap()[0].is_empty());
+    assert_eq!(announced(presence, &node(0, 1)).await, Some(since), "it had lapsed, and nobody looked");
+
+    (subject.pass)(late);
+    assert!(slots_of(presence, &phone(2)).await.is_empty());
+    let again = announced(presence, &node(0, 1)).await.unwrap();
+    assert_ne!(again, since, "somebody looked while it had lapsed");
+    assert_eq!(announced(presence, &node(0, 1)).await, Some(again));
+
+    presence.withdraw(&node(0, 1)).await.unwrap();
+    (subject.pass)(Duration::from_secs(1));
+    assert_ne!(announced(presence, &node(0, 1)).await, Some(again), "its entry was gone");
+    (subject.pass)(Duration::from_secs(1));
+    presence.lease_slot(2, Some(0), 2, "").await.unwrap();
+    assert_eq!(announced(presence, &node(0, 1)).await, None);
+    (subject.pass)(late);
+    assert_ne!(announced(presence, &node(0, 1)).await, Some(again), "another had its slot in between");
 }
 
 async fn withdrawing_a_node_takes_its_connections_with_it(subject: Subject) {

@@ -54,6 +54,20 @@ pub struct Node {
     pub address: String,
 }
 
+/// What an announcement found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// The slot has another owner by now; stop serving.
+    Lost,
+    /// The node lives. `since` is the same as long as no look-up can have missed the node: its entry has been there, and
+    /// [`Presence::slots_of`] was never asked while it had lapsed. Where it differs from the announcement before, hints for
+    /// every session of the node may have gone nowhere, and the entries of its sessions may be gone.
+    Live {
+        /// Names the making of the node's entry; a later one has a higher number.
+        since: i64,
+    },
+}
+
 /// Presence could not be asked. Go on without: the stream is the truth.
 #[derive(Debug, thiserror::Error)]
 pub enum PresenceError {
@@ -86,8 +100,8 @@ pub trait Presence: Send + Sync + 'static {
         address: &str,
     ) -> Result<Slot, PresenceError>;
 
-    /// Says again that the node lives. `false`: the slot has another owner by now; stop serving.
-    async fn announce(&self, node: &Node) -> Result<bool, PresenceError>;
+    /// Says again that the node lives.
+    async fn announce(&self, node: &Node) -> Result<Announced, PresenceError>;
 
     /// The node is going: its slot is free, its connections are gone.
     async fn withdraw(&self, node: &Node) -> Result<(), PresenceError>;
@@ -106,8 +120,11 @@ pub trait Presence: Send + Sync + 'static {
     async fn disconnect(&self, principal: &Principal, connection: Connection) -> Result<(), PresenceError>;
 
     /// For each principal, the slots of live nodes where it has sessions, each once; empty when it is offline. One round
-    /// trip for all of them.
+    /// trip for all of them. A node that has lapsed is marked: it learns with its next announcement that it was missed.
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError>;
+
+    /// As [`Presence::slots_of`], for what may be lost: nodes that have lapsed are not marked.
+    async fn slots_of_unmarked(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError>;
 
     /// A principal's sessions.
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError>;

@@ -9,7 +9,7 @@ mod depths;
 mod limits;
 
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use ahash::{AHashMap, RandomState};
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 pub use self::cache::LocalCache;
 pub use self::limits::LocalLimits;
 use crate::depths::Depth;
-use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
+use crate::{Announced, CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
 
 /// A power of two: a shard is chosen by the low bits of the principal's hash.
 const SHARDS: usize = 64;
@@ -41,6 +41,8 @@ pub struct LocalPresence {
     nodes: RwLock<AHashMap<Slot, Lease>>,
     channels: Mutex<AHashMap<String, broadcast::Sender<Bytes>>>,
     sweep: AtomicUsize,
+    /// Numbers the entries of nodes, in the place of a time: two of one moment differ.
+    entered: AtomicI64,
     /// What waits in the stages, each until it lapses: some dozens at most.
     depths: Mutex<Vec<(Depth, Timestamp)>>,
 }
@@ -56,6 +58,9 @@ struct Lease {
     incarnation: u64,
     address: String,
     until: Timestamp,
+    since: i64,
+    /// A look-up found that it had lapsed.
+    missed: AtomicBool,
 }
 
 impl LocalPresence {
@@ -68,6 +73,7 @@ impl LocalPresence {
             nodes: RwLock::default(),
             channels: Mutex::default(),
             sweep: AtomicUsize::new(0),
+            entered: AtomicI64::new(1),
             depths: Mutex::default(),
         }
     }
@@ -91,6 +97,25 @@ impl LocalPresence {
         }
         connections.push(Lapsing { connection, until });
         false
+    }
+
+    fn slots_at(&self, principals: &[Principal], now: Timestamp) -> Vec<Slots> {
+        let nodes = self.nodes.read();
+        let slots_of_one = |principal: &Principal| {
+            let shard = self.shard(principal).lock();
+            let mut slots = Slots::new();
+            for known in shard.get(principal).into_iter().flatten() {
+                if lives(known, &nodes, now) && !slots.contains(&known.connection.slot) {
+                    slots.push(known.connection.slot);
+                }
+            }
+            slots
+        };
+        principals.iter().map(slots_of_one).collect()
+    }
+
+    fn next_entry(&self) -> i64 {
+        self.entered.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Lets go of what has lapsed in the next few shards.
@@ -117,8 +142,9 @@ fn lives(known: &Lapsing, nodes: &AHashMap<Slot, Lease>, now: Timestamp) -> bool
             .is_some_and(|lease| lease.incarnation == known.connection.incarnation && lease.until > now)
 }
 
-fn lease(incarnation: u64, address: &str, now: Timestamp) -> Lease {
-    Lease { incarnation, address: address.to_owned(), until: now.plus_millis(NODE_TTL.as_millis() as i64) }
+fn lease(incarnation: u64, address: &str, since: i64, now: Timestamp) -> Lease {
+    let until = now.plus_millis(NODE_TTL.as_millis() as i64);
+    Lease { incarnation, address: address.to_owned(), until, since, missed: AtomicBool::new(false) }
 }
 
 #[async_trait]
@@ -138,24 +164,31 @@ impl Presence for LocalPresence {
             None => (0..slots).find(is_free),
         };
         let slot = slot.ok_or(PresenceError::NoSlot { slots })?;
-        nodes.insert(slot, lease(incarnation, address, now));
+        nodes.insert(slot, lease(incarnation, address, self.next_entry(), now));
         Ok(slot)
     }
 
-    async fn announce(&self, node: &Node) -> Result<bool, PresenceError> {
+    async fn announce(&self, node: &Node) -> Result<Announced, PresenceError> {
         let now = self.clock.now();
         self.sweep(now);
-        match self.nodes.write().entry(node.slot) {
-            Entry::Occupied(held) if held.get().incarnation != node.incarnation && held.get().until > now => Ok(false),
+        let since = match self.nodes.write().entry(node.slot) {
+            Entry::Occupied(held) if held.get().incarnation != node.incarnation && held.get().until > now => {
+                return Ok(Announced::Lost);
+            }
             Entry::Occupied(mut held) => {
-                held.insert(lease(node.incarnation, &node.address, now));
-                Ok(true)
+                let known = held.get();
+                let is_whole = known.incarnation == node.incarnation && !known.missed.load(Ordering::Acquire);
+                let since = if is_whole { known.since } else { self.next_entry() };
+                held.insert(lease(node.incarnation, &node.address, since, now));
+                since
             }
             Entry::Vacant(free) => {
-                free.insert(lease(node.incarnation, &node.address, now));
-                Ok(true)
+                let since = self.next_entry();
+                free.insert(lease(node.incarnation, &node.address, since, now));
+                since
             }
-        }
+        };
+        Ok(Announced::Live { since })
     }
 
     async fn withdraw(&self, node: &Node) -> Result<(), PresenceError> {
@@ -207,18 +240,14 @@ impl Presence for LocalPresence {
 
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
         let now = self.clock.now();
-        let nodes = self.nodes.read();
-        let slots_of_one = |principal: &Principal| {
-            let shard = self.shard(principal).lock();
-            let mut slots = Slots::new();
-            for known in shard.get(principal).into_iter().flatten() {
-                if lives(known, &nodes, now) && !slots.contains(&known.connection.slot) {
-                    slots.push(known.connection.slot);
-                }
-            }
-            slots
-        };
-        Ok(principals.iter().map(slots_of_one).collect())
+        for lapsed in self.nodes.read().values().filter(|lease| lease.until <= now) {
+            lapsed.missed.store(true, Ordering::Release);
+        }
+        Ok(self.slots_at(principals, now))
+    }
+
+    async fn slots_of_unmarked(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
+        Ok(self.slots_at(principals, self.clock.now()))
     }
 
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {

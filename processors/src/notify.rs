@@ -38,7 +38,7 @@ impl Notify {
     async fn online(&self, mut principals: Vec<Principal>) -> AHashMap<Principal, Slots> {
         principals.sort_unstable();
         principals.dedup();
-        match self.presence.slots_of(&principals).await {
+        match self.presence.slots_of_unmarked(&principals).await {
             Ok(slots) => principals.into_iter().zip(slots).filter(|(_, slots)| !slots.is_empty()).collect(),
             Err(error) => {
                 tracing::warn!(stage = Self::NAME, %error, "what becomes of messages is not told live");

@@ -72,7 +72,11 @@ metrics_list! {
     GATEWAY_OPENED = Counter, "eshaar_gateway_sessions_opened_total", Count, "WebSocket sessions opened.";
     GATEWAY_CLOSED = Counter, "eshaar_gateway_sessions_closed_total", Count, "WebSocket sessions closed, by code.";
     GATEWAY_SENT = Counter, "eshaar_gateway_messages_sent_total", Count, "Message frames sent, by how: hint or replay.";
-    GATEWAY_STREAM_READS = Counter, "eshaar_gateway_stream_reads_total", Count, "Stream reads, by cause: hello, gap or overflow.";
+    GATEWAY_STREAM_READS = Counter, "eshaar_gateway_stream_reads_total", Count, "Stream reads, by cause: hello, gap, or check (after presence was impaired).";
+    GATEWAY_READS_AT_ONCE = Gauge, "eshaar_gateway_reads_under_way", Count, "Reads of the store for sessions that are under way.";
+    GATEWAY_READS_WAITING = Gauge, "eshaar_gateway_reads_waiting", Count, "Reads of the store for sessions that wait for their turn.";
+    GATEWAY_READS_FAILED = Counter, "eshaar_gateway_reads_failed_total", Count, "Reads of the store for sessions that failed or were refused, and are tried again.";
+    GATEWAY_HELLOS_REFUSED = Counter, "eshaar_gateway_hellos_refused_total", Count, "Clients that were told to come back later because too many wait.";
     DELIVERY_SECONDS = Histogram, "eshaar_delivery_seconds", Seconds, "Time from acceptance to the first write to a socket, for messages sent from a hint.";
     WEBHOOK_REQUESTS = Counter, "eshaar_webhook_requests_total", Count, "Requests to webhooks, by answer: taken, refused, silent, wait or gone.";
     WEBHOOK_SECONDS = Histogram, "eshaar_webhook_seconds", Seconds, "Time of a request to a webhook.";

@@ -3,12 +3,14 @@
 //!
 //! It never writes history; what it was sent and what it acknowledged leave through [`crate::receipts`].
 
+mod catch_up;
 mod hello;
 mod recipient;
 mod talking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use eshaar_auth::operations::{self, Access, CHAT_STATUS, CONVERSATION_EVENT, Denied, ONE_WAY_STATUS};
 use eshaar_auth::{AuthError, Identity};
@@ -24,7 +26,8 @@ use crate::hub::{About, Handle, Hint, TICKS, Ticks};
 use crate::message::{Said, Subject};
 use crate::protocol::{BadFrame, Reply, Request, shortened};
 use crate::receipts;
-use crate::session::recipient::{Recipient, Taken, Window};
+use crate::session::catch_up::{Catching, Read};
+use crate::session::recipient::{Recipient, Window};
 use crate::shared::Shared;
 use crate::socket::{Ended, Io, Received, Socket};
 use crate::wire::Frames;
@@ -36,6 +39,8 @@ enum End {
     Gone,
     /// We close it.
     Close(Close, Option<String>),
+    /// Too many wait before it: it is to come back after that time.
+    Away(Duration),
 }
 
 impl From<Ended> for End {
@@ -73,6 +78,8 @@ pub(crate) struct Session<S> {
     allowance: Allowance,
     /// What a phone's session knows of its stream, once it has said hello.
     recipient: Option<Recipient>,
+    /// While it is not at the head of its stream, or may not be.
+    catching: Option<Box<Catching>>,
     /// What it does in conversations, while it does.
     chat: Option<Box<Chat>>,
     guard: Guard,
@@ -82,6 +89,7 @@ pub(crate) struct Session<S> {
 enum Event {
     Received(Result<Received, Ended>),
     Done(Done),
+    Read(Read),
     Woken,
 }
 
@@ -101,14 +109,15 @@ pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identi
     let (principal, limit) = (identity.principal.clone(), options.sessions_per_principal);
     let entered = shared.hub.enter(principal, identity.expires_at, now, limit);
     let Ok(handle) = entered else {
-        farewell(&shared, socket, Close::TooManySessions, None).await;
+        farewell(&shared, socket, Close::TooManySessions, None, None).await;
         return None;
     };
     shared.meters.opened.increment(1);
     let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
     let guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
     let identity = Arc::new(identity);
-    Some(Box::new(Session { shared, handle, identity, socket, allowance, recipient: None, chat: None, guard }))
+    let (recipient, catching, chat) = (None, None, None);
+    Some(Box::new(Session { shared, handle, identity, socket, allowance, recipient, catching, chat, guard }))
 }
 
 /// Serves the client whose session `opening` begins, until it ends. What is needed only to begin or to end is on the heap
@@ -124,15 +133,22 @@ pub(crate) async fn run<S: Io>(opening: impl Future<Output = Option<Box<Session<
     Box::pin(session.leave(end)).await;
 }
 
-/// Says goodbye and closes.
-async fn farewell<S: Io>(shared: &Shared, socket: Socket<S>, close: Close, detail: Option<&str>) {
+/// Says goodbye and closes. `away`: how long the client is to stay away, where that is known.
+async fn farewell<S: Io>(
+    shared: &Shared,
+    socket: Socket<S>,
+    close: Close,
+    detail: Option<&str>,
+    away: Option<Duration>,
+) {
     metrics::counter!(names::GATEWAY_CLOSED, "code" => close.code().to_string()).increment(1);
     let spread = shared.options.reconnect_spread_ms;
+    let away = away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX));
     let bye = Reply::Bye {
         code: close.code(),
         reason: close.reason(),
         detail,
-        reconnect_after_ms: close.reconnects().then(|| rand::random_range(0..=spread)),
+        reconnect_after_ms: close.reconnects().then(|| away.unwrap_or_else(|| rand::random_range(0..=spread))),
     };
     let mut frames = Frames::new();
     frames.text(|bytes| bye.render(bytes));
@@ -150,11 +166,13 @@ impl<S: Io> Session<S> {
             let event = tokio::select! {
                 biased;
                 done = chat::done(&mut self.chat) => Event::Done(done),
+                read = catch_up::read(&mut self.catching) => Event::Read(read),
                 received = self.socket.receive() => Event::Received(received),
                 () = handle.woken() => Event::Woken,
             };
             let taken = match event {
                 Event::Done(done) => Box::pin(self.finish(done)).await,
+                Event::Read(read) => Box::pin(self.take_read(read)).await,
                 Event::Received(received) => self.take(received).await,
                 Event::Woken => continue,
             };
@@ -185,7 +203,11 @@ impl<S: Io> Session<S> {
             }
         }
         if let Some(recipient) = &mut self.recipient {
-            recipient.behind |= signals.behind || inbox.overflowed;
+            recipient.behind |= inbox.overflowed;
+            recipient.doubt |= signals.behind;
+        }
+        if let Some(catching) = self.catching.as_mut().filter(|_| signals.behind || inbox.overflowed) {
+            catching.doubt();
         }
         if !inbox.hints.is_empty() {
             self.send_hints(inbox.hints, &mut frames);
@@ -194,7 +216,8 @@ impl<S: Io> Session<S> {
             frames.text(|bytes| Reply::Missed.render(bytes));
         }
         self.write(frames).await?;
-        if self.recipient.as_ref().is_some_and(|recipient| recipient.behind) {
+        let is_behind = self.recipient.as_ref().is_some_and(|recipient| recipient.behind || recipient.doubt);
+        if is_behind || self.catching.is_some() {
             Box::pin(self.catch_up()).await?;
         }
         Ok(())
@@ -202,33 +225,24 @@ impl<S: Io> Session<S> {
 
     fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
         let now = self.shared.clock.now();
-        let (shared, meters) = (&self.shared, &self.shared.meters);
-        let identity = &self.identity;
-        let may = |access: Access| access.check(identity).is_ok();
+        let identity = Arc::clone(&self.identity);
+        let may = |access: Access| access.check(&identity).is_ok();
         for hint in hints {
-            match (hint, &mut self.recipient) {
-                (Hint::Message(ready), Some(recipient)) => match recipient.take_hint(shared, &ready, now, frames) {
-                    Taken::Sent => {
-                        meters.sent_by_hint.increment(1);
-                        meters.delivery_seconds.record(now.millis_since(ready.accepted_at).max(0) as f64 / 1_000.0);
-                    }
-                    Taken::Expired => meters.expired.increment(1),
-                    Taken::Cancelled => meters.cancelled.increment(1),
-                    Taken::Dropped => {}
-                },
-                (Hint::Said(said), _) if may(CONVERSATION_EVENT) => {
-                    Self::say(shared, &self.handle.principal, &mut self.chat, &said, frames);
+            match hint {
+                Hint::Message(ready) => self.send_hint(&ready, now, frames),
+                Hint::Said(said) if may(CONVERSATION_EVENT) => {
+                    Self::say(&self.shared, &self.handle.principal, &mut self.chat, &said, frames);
                 }
-                (Hint::Frame(about, json), _) if may(access_of(about)) => {
+                Hint::Frame(about, json) if may(access_of(about)) => {
                     frames.text(|bytes| bytes.extend_from_slice(&json));
                 }
-                (Hint::Typing(typing), _) => {
+                Hint::Typing(typing) => {
                     if self.chat.as_ref().is_some_and(|chat| chat.has_joined(typing.conversation)) {
                         let (conversation_id, from, on) = (typing.conversation, typing.from(), typing.on);
                         frames.text(|bytes| Reply::Typing { conversation_id, from, on }.render(bytes));
                     }
                 }
-                (Hint::Message(_), None) | (Hint::Said(_) | Hint::Frame(..), _) => {}
+                Hint::Said(_) | Hint::Frame(..) => {}
             }
         }
     }
@@ -259,35 +273,6 @@ impl<S: Io> Session<S> {
             Err(error) => return Err(End::Close(Close::TokenInvalid, Some(error.to_string()))),
         }
         Ok(())
-    }
-
-    /// Reads the stream from where this session stands until its head, or until the window is full.
-    async fn catch_up(&mut self) -> Result<(), End> {
-        let (shared, handle) = (Arc::clone(&self.shared), Arc::clone(&self.handle));
-        let times = &handle.times;
-        loop {
-            let Some(recipient) = &mut self.recipient else { return Ok(()) };
-            let room = recipient.window.room();
-            if !recipient.window.may_resume(times.waiting.load(Relaxed), shared.ticks()) {
-                if times.waiting.load(Relaxed) == 0 {
-                    times.waiting.store(shared.ticks(), Relaxed);
-                }
-                return Ok(());
-            }
-            times.waiting.store(0, Relaxed);
-            let cause = if recipient.greeted { "gap" } else { "hello" };
-            metrics::counter!(names::GATEWAY_STREAM_READS, "cause" => cause).increment(1);
-            let page = shared.streams.read(recipient.phone, recipient.sent, room.min(shared.options.page)).await;
-            let page = page.map_err(|error| self.failed("read the stream", &error))?;
-            let Some(recipient) = &mut self.recipient else { return Ok(()) };
-            let mut frames = Frames::new();
-            recipient.take_page(&shared, page, &mut frames).await;
-            let behind = recipient.behind;
-            self.write(frames).await?;
-            if !behind || handle.closing().is_some() {
-                return Ok(());
-            }
-        }
     }
 
     /// A failure of what we rest on: the client comes back, and finds everything.
@@ -334,11 +319,13 @@ impl<S: Io> Session<S> {
     /// Handles a frame that the table of operations allows.
     async fn handle_allowed(&mut self, request: Request) -> Result<(), End> {
         match request {
+            // Nothing was sent to a phone that has not begun.
+            Request::Ack { .. } if self.handle.principal.phone().is_some() => Ok(()),
             Request::Ack { ids: Some(ids), .. } => self.reached(ids, Status::Delivered).await,
             Request::Ack { .. } => {
                 self.error(None, "not_a_recipient", "only a phone has a stream to acknowledge; give `ids`", false).await
             }
-            Request::Read { ids: Some(ids), .. } if self.recipient.is_some() => self.read(ids).await,
+            Request::Read { ids: Some(ids), .. } if self.handle.principal.phone().is_some() => self.read(ids).await,
             Request::Read { ids: Some(ids), .. } => self.reached(ids, Status::Read).await,
             request => self.talk(request).await,
         }
@@ -378,9 +365,8 @@ impl<S: Io> Session<S> {
     }
 
     async fn read(&mut self, ids: Vec<MessageId>) -> Result<(), End> {
-        let Some(recipient) = &mut self.recipient else { return Ok(()) };
-        let phone = recipient.phone;
-        let known = recipient.window.sent(&ids);
+        let Some(phone) = self.handle.principal.phone() else { return Ok(()) };
+        let known = self.recipient.as_ref().map_or_else(Vec::new, |recipient| recipient.window.sent(&ids));
         for id in ids {
             if !known.iter().any(|subject| subject.id == id) {
                 self.shared.receipts.look_up(phone.into(), id, Status::Read, self.shared.clock.now());
@@ -475,7 +461,8 @@ impl<S: Io> Session<S> {
             End::Close(Close::TooSlow, _) => {
                 metrics::counter!(names::GATEWAY_CLOSED, "code" => Close::TooSlow.code().to_string()).increment(1);
             }
-            End::Close(close, detail) => farewell(&shared, socket, close, detail.as_deref()).await,
+            End::Close(close, detail) => farewell(&shared, socket, close, detail.as_deref(), None).await,
+            End::Away(away) => farewell(&shared, socket, Close::Overloaded, None, Some(away)).await,
             End::Gone => metrics::counter!(names::GATEWAY_CLOSED, "code" => "client").increment(1),
         }
     }

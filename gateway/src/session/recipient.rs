@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use eshaar_model::{Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timestamp};
 use eshaar_schemas::Message;
-use eshaar_store::StreamPage;
+use eshaar_store::StreamRow;
 
 use crate::hub::{TICKS, Ticks};
 use crate::message::{self, Before, Ready, Subject};
@@ -22,7 +22,9 @@ pub(super) enum Taken {
     Expired,
     /// Its sender took it back; the cursor moved on.
     Cancelled,
-    /// Sent before, or to be found in the stream.
+    /// To be found in the stream.
+    Behind,
+    /// Sent before.
     Dropped,
 }
 
@@ -44,6 +46,7 @@ pub(crate) struct Window {
 }
 
 /// A phone's session and its stream.
+#[allow(clippy::struct_excessive_bools, reason = "each says something else of the session")]
 pub(super) struct Recipient {
     pub(super) phone: Phone,
     /// Everything up to it was sent, or skipped because its time had passed or its sender had taken it back.
@@ -51,6 +54,8 @@ pub(super) struct Recipient {
     pub(super) window: Window,
     /// There may be something in the stream that was not sent; hints are dropped until the head is reached.
     pub(super) behind: bool,
+    /// The last hints may have been missed: the stream is to be read. Hints are sent as long as each follows the one before.
+    pub(super) doubt: bool,
     /// `caught_up` was sent.
     pub(super) greeted: bool,
     /// Whether acknowledgements move the phone's place: not in a session that began beyond what waits for it.
@@ -147,12 +152,12 @@ impl Recipient {
     /// Sends a hint if it is the next of its lane; drops one that was sent; anything else makes the session read its
     /// stream.
     pub(super) fn take_hint(&mut self, shared: &Shared, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
-        if self.behind || self.sent.covers(ready.position) {
+        if self.sent.covers(ready.position) {
             return Taken::Dropped;
         }
-        if self.window.room() == 0 || !self.is_next(ready) {
-            self.behind = true;
-            return Taken::Dropped;
+        self.behind |= self.window.room() == 0 || !self.is_next(ready);
+        if self.behind {
+            return Taken::Behind;
         }
         self.send(shared, ready, now, frames)
     }
@@ -182,35 +187,32 @@ impl Recipient {
         Taken::Sent
     }
 
-    /// Sends a page of the stream; at its end the session is at the head.
-    pub(super) async fn take_page(&mut self, shared: &Shared, page: StreamPage, frames: &mut Frames) {
-        let now = shared.clock.now();
-        for row in page.rows {
-            let is_cancelled = shared.cancelled.covers(row.id);
-            if is_cancelled || row.expires_at.is_some_and(|at| at <= now) {
+    /// Sends a row of the stream, unless its time has passed or its sender has taken it back.
+    pub(super) async fn take_row(
+        &mut self,
+        shared: &Shared,
+        row: &StreamRow,
+        now: Timestamp,
+        frames: &mut Frames,
+    ) -> Taken {
+        let is_cancelled = shared.cancelled.covers(row.id);
+        if is_cancelled || row.expires_at.is_some_and(|at| at <= now) {
+            self.sent.advance(row.position);
+            return if is_cancelled { Taken::Cancelled } else { Taken::Expired };
+        }
+        match message::decode::<Message>(&shared.codecs, &row.value).await {
+            Ok(message) => self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames),
+            Err(error) => {
+                tracing::error!(message = %row.id, %error, "a message of a stream cannot be decoded");
                 self.sent.advance(row.position);
-                let meter = if is_cancelled { &shared.meters.cancelled } else { &shared.meters.expired };
-                meter.increment(1);
-                continue;
-            }
-            match message::decode::<Message>(&shared.codecs, &row.value).await {
-                Ok(message) => {
-                    match self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames) {
-                        Taken::Sent => shared.meters.sent_by_replay.increment(1),
-                        Taken::Cancelled => shared.meters.cancelled.increment(1),
-                        Taken::Expired | Taken::Dropped => {}
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(message = %row.id, %error, "a message of a stream cannot be decoded");
-                    self.sent.advance(row.position);
-                }
+                Taken::Dropped
             }
         }
-        if page.more {
-            return;
-        }
-        self.behind = false;
+    }
+
+    /// Nothing is left in the stream that was not sent.
+    pub(super) fn reach_head(&mut self, frames: &mut Frames) {
+        (self.behind, self.doubt) = (false, false);
         if self.sent.epoch < self.epoch {
             // Nothing is left of earlier epochs: from here on hints are of this one.
             self.sent = Cursor::start(self.epoch);

@@ -8,6 +8,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::Request;
 
 use super::*;
+use crate::admission::Class;
 
 async fn listening(world: &World) -> (std::net::SocketAddr, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -50,6 +51,30 @@ fn refusal(answer: Result<WebSocketStream<TcpStream>, Error>) -> (StatusCode, St
         }
         other => panic!("expected a refusal, got {other:?}"),
     }
+}
+
+#[tokio::test]
+async fn while_too_many_wait_a_client_is_told_to_come_back_before_it_is_upgraded() {
+    let world = World::with(Options { reads_at_once: 1, hellos_waiting: 1, ..Options::default() }).await;
+    let (address, _stop) = listening(&world).await;
+    let _turn = world.shared.admission.turn(Class::Hello).await;
+    let waits = tokio::spawn({
+        let admission = Arc::clone(&world.shared.admission);
+        async move { admission.turn(Class::Hello).await }
+    });
+    tokio::task::yield_now().await;
+    let request = request(address, "", &[PROTOCOL, ("authorization", "bearer broken")]);
+    match open(address, request).await {
+        Err(Error::Http(response)) => {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let body = String::from_utf8_lossy(response.body().as_deref().unwrap_or_default()).into_owned();
+            assert!(body.contains("overloaded"), "before its credential is looked at: {body}");
+            let after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=300).contains(&after), "{after}");
+        }
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+    waits.abort();
 }
 
 const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "other, eshaar.v1.json");

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use eshaar_auth::{AuthError, Identity};
@@ -101,6 +102,62 @@ pub(super) struct FakeStreams {
     pub(super) heads: Mutex<[Option<u64>; 4]>,
     pub(super) reads: AtomicUsize,
     pub(super) broken: AtomicBool,
+    /// Reads of heads and floors.
+    pub(super) edge_reads: AtomicUsize,
+    pub(super) strain: Strain,
+}
+
+/// How much a store takes: so many requests at once, each for some time; past that it says that it is overloaded.
+pub(super) struct Strain {
+    pub(super) room: AtomicUsize,
+    pub(super) takes_ms: AtomicU64,
+    under_way: AtomicUsize,
+    /// The most that were under way.
+    pub(super) most: AtomicUsize,
+    pub(super) refused: AtomicUsize,
+    /// It does not answer at all.
+    pub(super) down: AtomicBool,
+}
+
+impl Default for Strain {
+    fn default() -> Self {
+        Self {
+            room: AtomicUsize::new(usize::MAX),
+            takes_ms: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
+            down: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Strain {
+    async fn request(&self) -> Result<(), StoreError> {
+        let waiting = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(waiting, Ordering::Relaxed);
+        let _ends = Ends(&self.under_way);
+        if self.down.load(Ordering::Relaxed) {
+            return Err(StoreError::Engine { action: "read", reason: "it is down".to_owned() });
+        }
+        if waiting > self.room.load(Ordering::Relaxed) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(StoreError::Overloaded { waiting });
+        }
+        let takes = self.takes_ms.load(Ordering::Relaxed);
+        if takes > 0 {
+            tokio::time::sleep(Duration::from_millis(takes)).await;
+        }
+        Ok(())
+    }
+}
+
+struct Ends<'a>(&'a AtomicUsize);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[async_trait]
@@ -121,6 +178,7 @@ impl StreamStore for FakeStreams {
         if self.broken.load(Ordering::Relaxed) {
             return Err(StoreError::Closed);
         }
+        self.strain.request().await?;
         let all = self.rows.lock().get(&phone).cloned().unwrap_or_default();
         let mut rows: Vec<_> = all.into_iter().filter(|row| !after.covers(row.position)).collect();
         rows.sort_by_key(|row| (row.position.epoch, row.at, row.position.lane, row.position.offset));
@@ -139,6 +197,8 @@ impl StreamStore for FakeStreams {
     }
 
     async fn head(&self, _epoch: Epoch, lane: Lane, _partition: u32) -> Result<Option<u64>, StoreError> {
+        self.edge_reads.fetch_add(1, Ordering::Relaxed);
+        self.strain.request().await?;
         Ok(self.heads.lock()[lane.index()])
     }
 
@@ -147,10 +207,12 @@ impl StreamStore for FakeStreams {
     }
 
     async fn floor(&self, _epoch: Epoch, lane: Lane, _partition: u32, _now: Timestamp) -> Result<u64, StoreError> {
+        self.edge_reads.fetch_add(1, Ordering::Relaxed);
         Ok(self.floors.lock()[lane.index()])
     }
 
     async fn acked(&self, phone: Phone) -> Result<Option<Cursor>, StoreError> {
+        self.strain.request().await?;
         Ok(self.acked.lock().get(&phone).copied())
     }
 

@@ -2,12 +2,14 @@
 //! paused clock, so that nothing waits.
 
 mod accepting;
+mod fake_presence;
 mod fakes;
 mod fuzz;
 mod lifecycle;
 mod operations;
 mod receiving;
 mod resuming;
+mod storm;
 mod talking;
 
 use std::sync::Arc;
@@ -15,7 +17,6 @@ use std::time::Duration;
 
 use eshaar_model::{Clock, Cursor, Lane, MessageId, MessageType, Pair, Phone, Priority, StreamPosition, Timestamp};
 use eshaar_presence::Presence;
-use eshaar_presence::local::LocalPresence;
 use eshaar_schemas::{Codecs, Delivery, Hint, Message, MessageHint, StatusChanged};
 use eshaar_store::{StreamRow, StreamStore};
 use eshaar_topics::{Cancelled, Log, NewRecord, Topic, flow};
@@ -27,6 +28,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
+use self::fake_presence::FakePresence;
 use self::fakes::{EPOCH, FakeConversations, FakeCredentials, FakeLog, FakeMessages, FakeRegistry, FakeStreams};
 use crate::shared::{Credentials, Parts, Shared};
 use crate::{Close, Gateway, Options, session};
@@ -39,7 +41,7 @@ struct World {
     log: Arc<FakeLog>,
     streams: Arc<FakeStreams>,
     messages: Arc<FakeMessages>,
-    presence: Arc<LocalPresence>,
+    presence: Arc<FakePresence>,
     conversations: Arc<FakeConversations>,
     credentials: Arc<FakeCredentials>,
     codecs: Codecs,
@@ -72,7 +74,7 @@ impl World {
         let subjects: Vec<_> = subjects.into_iter().map(|(subject, name)| (subject.to_owned(), name)).collect();
         let codecs = Codecs::register(Arc::new(FakeRegistry::default()), &subjects).await.unwrap();
         let (log, streams) = (Arc::new(FakeLog::new()), Arc::new(FakeStreams::default()));
-        let (messages, presence) = (Arc::new(FakeMessages::default()), Arc::new(LocalPresence::new(clock.clone())));
+        let (messages, presence) = (Arc::new(FakeMessages::default()), Arc::new(FakePresence::new(clock.clone())));
         let cancelled = Arc::new(Cancelled::none(clock.clone()));
         let pair = Pair { business: "acme".parse().unwrap(), phone: phone() };
         let conversations = Arc::new(FakeConversations::new(pair, clock.now()));

@@ -187,7 +187,9 @@ impl Link {
     /// Asks who lives: what every look-up rests on.
     pub(super) async fn ping(&self) -> Result<(), PresenceError> {
         let mut pipeline = redis::pipe();
-        pipeline.add_command(self.scripts.live.call(self.nodes_key(), 0));
+        let mut live = self.scripts.live.call(self.nodes_key(), 0);
+        live.arg("0");
+        pipeline.add_command(live);
         self.run("ping", &pipeline).await.map(drop)
     }
 

@@ -3,7 +3,7 @@
 //! | key | what | lapses |
 //! |---|---|---|
 //! | `<prefix>at:<principal>` | sorted set: `slot:incarnation:session` → when it lapses | with its last entry |
-//! | `<prefix>nodes` | hash: slot → `incarnation end address` | with its last node |
+//! | `<prefix>nodes` | hash: slot → `incarnation end @since address` | an hour after its last node |
 //! | `<prefix>on:<channel>` | channel (pub/sub) | – |
 //! | `<prefix>depths` | hash: `stage:partition` → `interactive bulk end` | with its last publisher |
 //! | `<prefix>{limit}:…` | windows of limits (`limits`) | when nothing is in them |
@@ -41,7 +41,7 @@ use tokio::task::JoinHandle;
 pub use options::{Mode, Options, SetupError};
 
 use self::link::{Link, engine};
-use crate::{CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
+use crate::{Announced, CONNECTION_TTL, Connection, NODE_TTL, Node, Presence, PresenceError, Slot, Slots};
 
 /// Presence in Redis.
 pub struct RedisPresence {
@@ -104,9 +104,9 @@ impl RedisPresence {
     }
 
     /// Asks who lives, and where `principals` are.
-    fn locate<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>) -> Pipeline {
+    fn locate<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>, is_look_up: bool) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(principals.len() + 1);
-        pipeline.add_command(self.live_nodes());
+        pipeline.add_command(self.live_nodes(is_look_up));
         for principal in principals {
             let mut command = redis::cmd("ZRANGE");
             command.arg(Key(self.link.prefix(), principal)).arg("0").arg("-1").arg("WITHSCORES");
@@ -115,8 +115,11 @@ impl RedisPresence {
         pipeline
     }
 
-    fn live_nodes(&self) -> Cmd {
-        self.link.scripts().live.call(self.link.nodes_key(), self.shift())
+    /// Asks who lives; a look-up marks those that have lapsed.
+    fn live_nodes(&self, is_look_up: bool) -> Cmd {
+        let mut command = self.link.scripts().live.call(self.link.nodes_key(), self.shift());
+        command.arg(if is_look_up { "1" } else { "0" });
+        command
     }
 
     /// Runs one command.
@@ -250,10 +253,15 @@ impl Presence for RedisPresence {
         }
     }
 
-    async fn announce(&self, node: &Node) -> Result<bool, PresenceError> {
+    async fn announce(&self, node: &Node) -> Result<Announced, PresenceError> {
+        const ACTION: &str = "announce a node";
         let mut command = self.link.scripts().announce.call(self.link.nodes_key(), self.shift());
         command.arg(millis(NODE_TTL)).arg(node.slot).arg(node.incarnation).arg(&node.address);
-        Ok(self.run("announce a node", command).await? == Value::Int(1))
+        match self.run(ACTION, command).await? {
+            Value::Int(0) => Ok(Announced::Lost),
+            Value::Int(since) => Ok(Announced::Live { since }),
+            _ => Err(unexpected(ACTION)),
+        }
     }
 
     async fn withdraw(&self, node: &Node) -> Result<(), PresenceError> {
@@ -264,7 +272,7 @@ impl Presence for RedisPresence {
 
     async fn nodes(&self) -> Result<Vec<Node>, PresenceError> {
         const ACTION: &str = "list nodes";
-        let live = Live::parse(self.run(ACTION, self.live_nodes()).await?).ok_or_else(|| unexpected(ACTION))?;
+        let live = Live::parse(self.run(ACTION, self.live_nodes(false)).await?).ok_or_else(|| unexpected(ACTION))?;
         let mut nodes = live.nodes;
         nodes.sort_unstable_by_key(|node| node.slot);
         Ok(nodes)
@@ -291,25 +299,16 @@ impl Presence for RedisPresence {
     }
 
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
-        const ACTION: &str = "look up slots";
-        let mut answers = self.link.run(ACTION, &self.locate(principals.iter())).await?.into_iter();
-        let live = answers.next().and_then(Live::parse).ok_or_else(|| unexpected(ACTION))?;
-        let incarnations = live.incarnations();
-        let slots_of_one = |answer: Value| {
-            let mut slots = Slots::new();
-            for connection in entries(&answer, live.now, &incarnations)? {
-                if !slots.contains(&connection.slot) {
-                    slots.push(connection.slot);
-                }
-            }
-            Some(slots)
-        };
-        answers.map(slots_of_one).collect::<Option<_>>().ok_or_else(|| unexpected(ACTION))
+        self.find_slots(principals, true).await
+    }
+
+    async fn slots_of_unmarked(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
+        self.find_slots(principals, false).await
     }
 
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {
         const ACTION: &str = "list connections";
-        let answers = self.link.run(ACTION, &self.locate([principal].into_iter())).await?;
+        let answers = self.link.run(ACTION, &self.locate([principal].into_iter(), false)).await?;
         let [live, connections] = <[Value; 2]>::try_from(answers).map_err(|_| unexpected(ACTION))?;
         let live = Live::parse(live).ok_or_else(|| unexpected(ACTION))?;
         let connections = entries(&connections, live.now, &live.incarnations()).map(Iterator::collect);
@@ -345,6 +344,23 @@ impl Presence for RedisPresence {
 }
 
 impl RedisPresence {
+    async fn find_slots(&self, principals: &[Principal], marks: bool) -> Result<Vec<Slots>, PresenceError> {
+        const ACTION: &str = "look up slots";
+        let mut answers = self.link.run(ACTION, &self.locate(principals.iter(), marks)).await?.into_iter();
+        let live = answers.next().and_then(Live::parse).ok_or_else(|| unexpected(ACTION))?;
+        let incarnations = live.incarnations();
+        let slots_of_one = |answer: Value| {
+            let mut slots = Slots::new();
+            for connection in entries(&answer, live.now, &incarnations)? {
+                if !slots.contains(&connection.slot) {
+                    slots.push(connection.slot);
+                }
+            }
+            Some(slots)
+        };
+        answers.map(slots_of_one).collect::<Option<_>>().ok_or_else(|| unexpected(ACTION))
+    }
+
     fn channel(&self, name: &str) -> String {
         format!("{}on:{name}", self.link.prefix())
     }

@@ -10,9 +10,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1]
 ";
 
-/// A node is a field of one hash: slot → `incarnation end address`. `holder` is who has a slot now.
+/// A node is a field of one hash: slot → `incarnation end @since address`. `since` is when it was entered, 0 where a look-up
+/// found that it had lapsed. `holder` is who has a slot now. Entries stay for a while after they lapsed.
 const NODES: &str = "
+local KEPT = 3600000
 local function parse(entry)
+    local incarnation, ends, since, address = string.match(entry, '^(%d+) (%d+) @(%d+) (.*)$')
+    if incarnation then return incarnation, ends, address, since end
     return string.match(entry, '^(%d+) (%d+) (.*)$')
 end
 local function holder(slot)
@@ -21,9 +25,15 @@ local function holder(slot)
     local incarnation, ends = parse(entry)
     if tonumber(ends) > now then return incarnation end
 end
-local function enter(slot, incarnation, address, ttl)
-    redis.call('HSET', KEYS[1], slot, string.format('%s %.0f %s', incarnation, now + ttl, address))
-    redis.call('PEXPIRE', KEYS[1], ttl)
+local function put(slot, incarnation, ends, since, address)
+    redis.call('HSET', KEYS[1], slot, string.format('%s %.0f @%s %s', incarnation, ends, since, address))
+end
+local function enter(slot, incarnation, since, address, ttl)
+    put(slot, incarnation, now + ttl, since, address)
+    redis.call('PEXPIRE', KEYS[1], KEPT)
+end
+local function present()
+    return string.format('%.0f', now)
 end
 ";
 
@@ -37,19 +47,25 @@ if wanted then
 end
 for slot = first, last do
     if wanted or not holder(slot) then
-        enter(slot, ARGV[5], ARGV[6], ARGV[2])
+        enter(slot, ARGV[5], present(), ARGV[6], ARGV[2])
         return slot
     end
 end
 return -1
 ";
 
-/// KEYS: nodes. ARGV: shift, ttl, slot, incarnation, address. 0: the slot has another holder.
+/// KEYS: nodes. ARGV: shift, ttl, slot, incarnation, address. 0: the slot has another holder; else when it was entered.
 const ANNOUNCE: &str = "
 local held = holder(ARGV[3])
 if held and held ~= ARGV[4] then return 0 end
-enter(ARGV[3], ARGV[4], ARGV[5], ARGV[2])
-return 1
+local since = present()
+local entry = redis.call('HGET', KEYS[1], ARGV[3])
+if entry then
+    local incarnation, _, _, entered = parse(entry)
+    if incarnation == ARGV[4] and entered and entered ~= '0' then since = entered end
+end
+enter(ARGV[3], ARGV[4], since, ARGV[5], ARGV[2])
+return tonumber(since)
 ";
 
 /// KEYS: nodes. ARGV: shift, slot, incarnation.
@@ -57,16 +73,23 @@ const WITHDRAW: &str = "
 if holder(ARGV[2]) == ARGV[3] then redis.call('HDEL', KEYS[1], ARGV[2]) end
 ";
 
-/// KEYS: nodes. ARGV: shift. The time, then slot, incarnation and address of each node that lives.
+/// KEYS: nodes. ARGV: shift, whether it is for a look-up. The time, then slot, incarnation and address of each node that
+/// lives. A look-up marks those that have lapsed, once, and lets go of those that lapsed long ago.
 const LIVE: &str = "
 local live = {now}
 local all = redis.call('HGETALL', KEYS[1])
 for place = 1, #all, 2 do
-    local incarnation, ends, address = parse(all[place + 1])
+    local incarnation, ends, address, since = parse(all[place + 1])
     if tonumber(ends) > now then
         live[#live + 1] = tonumber(all[place])
         live[#live + 1] = incarnation
         live[#live + 1] = address
+    elseif ARGV[2] == '1' then
+        if tonumber(ends) + KEPT < now then
+            redis.call('HDEL', KEYS[1], all[place])
+        elseif since ~= '0' then
+            put(all[place], incarnation, ends, '0', address)
+        end
     end
 end
 return live

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use eshaar_presence::{Connection, Node, PresenceError, Slot};
+use eshaar_presence::{Announced, Connection, Node, PresenceError, Slot};
 use eshaar_schemas::Message;
 use eshaar_topics::LogPosition;
 use tokio::sync::broadcast;
@@ -32,7 +32,7 @@ impl Presence for Impaired {
         self.ask()?.lease_slot(life, wanted, slots, at).await
     }
 
-    async fn announce(&self, node: &Node) -> Result<bool, PresenceError> {
+    async fn announce(&self, node: &Node) -> Result<Announced, PresenceError> {
         self.ask()?.announce(node).await
     }
 
@@ -58,6 +58,10 @@ impl Presence for Impaired {
 
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
         self.ask()?.slots_of(principals).await
+    }
+
+    async fn slots_of_unmarked(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
+        self.ask()?.slots_of_unmarked(principals).await
     }
 
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {
@@ -104,7 +108,11 @@ async fn hints_go_to_every_gateway_that_was_known_and_to_all_there_can_be_where_
     let all: Vec<u32> = (0..engines.log.partitions(Topic::Deliveries)).collect();
     assert_eq!(told(&route, &message(1), &engines.codecs, 0).await, all);
 
+    // Long enough to be asked again, and to be relied on when it has answered for a while.
     presence.down.store(false, Ordering::Relaxed);
+    engines.clock.advance_millis(2_000);
+    assert_eq!(told(&route, &message(4), &engines.codecs, 3).await, all, "it answers again, and gateways come back");
+    engines.clock.advance_millis(8_000);
     for (life, slot) in [(1, 2), (2, 5)] {
         engines.presence.lease_slot(life, Some(slot), 16, "").await.unwrap();
     }

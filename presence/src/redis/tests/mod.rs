@@ -196,7 +196,8 @@ async fn nothing_stays_behind_in_the_server() {
         let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key} in {text}"));
         Duration::from_millis(line.trim().parse().expect("it lapses"))
     };
-    assert!(ttl("eshaar:nodes") <= NODE_TTL, "{text}");
+    // A node learns for a while that a look-up missed it.
+    assert!(ttl("eshaar:nodes") <= Duration::from_hours(1), "{text}");
     assert!(ttl("eshaar:at:+966500000001") <= CONNECTION_TTL, "{text}");
     assert_eq!(text.lines().count(), 2, "{text}");
 }

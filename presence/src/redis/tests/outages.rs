@@ -38,7 +38,7 @@ async fn a_server_that_is_killed_and_started_again_is_found_again() {
 
     server.start_again();
     eventually("it works again", async || works(&presence).await).await;
-    assert!(presence.announce(&node).await.unwrap(), "nobody else took the slot");
+    assert!(matches!(presence.announce(&node).await, Ok(Announced::Live { .. })), "nobody else took the slot");
     assert_eq!(presence.refresh(std::slice::from_ref(&session)).await.unwrap(), [false], "what was lost is told");
     assert_eq!(presence.slots_of(&[phone(1)]).await.unwrap()[0].as_slice(), [node.slot]);
     presence.publish("room", Bytes::from_static(b"again")).await.unwrap();
