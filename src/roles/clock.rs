@@ -11,11 +11,14 @@ use eshaar_service::metrics::CLOCK_OFFSET;
 use eshaar_store::StoreEngine;
 use metrics::gauge;
 use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Furthest that this clock may be from an engine's, in milliseconds, besides what the question took.
 const MAX_OFFSET_MS: i64 = 1_000;
+
+/// Longest wait for an engine's answer.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(30);
@@ -65,13 +68,9 @@ impl ClockWatch {
     /// # Errors
     /// When it is further from one of theirs than it may be.
     pub async fn check(&self) -> Result<(), String> {
-        let mut wrong = Vec::new();
-        let before = self.clock.now();
-        let told = self.presence.time().await.ok().flatten();
-        self.compare("presence", before, told, &mut wrong);
-        let before = self.clock.now();
-        let told = self.store.time().await.ok().flatten();
-        self.compare("store", before, told, &mut wrong);
+        let (presence, store) =
+            tokio::join!(self.compare("presence", self.presence.time()), self.compare("store", self.store.time()),);
+        let wrong: Vec<String> = presence.into_iter().chain(store).collect();
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 
@@ -89,8 +88,15 @@ impl ClockWatch {
         }
     }
 
-    fn compare(&self, engine: &'static str, before: Timestamp, told: Option<Timestamp>, wrong: &mut Vec<String>) {
-        let Some(other) = told else { return };
+    /// What is wrong with this clock by that of an engine, which is asked now.
+    async fn compare<E>(
+        &self,
+        engine: &'static str,
+        asked: impl Future<Output = Result<Option<Timestamp>, E>>,
+    ) -> Option<String> {
+        let before = self.clock.now();
+        // An engine that does not answer is shown by its own check.
+        let other = timeout(MAX_WAIT, asked).await.ok()?.ok()??;
         let offset = Offset::of(before, other, self.clock.now());
         gauge!(CLOCK_OFFSET, "engine" => engine).set(offset.ahead_ms as f64 / 1000.0);
         let was_off = self.off.lock().insert(engine, offset.is_off()).unwrap_or(false);
@@ -99,10 +105,12 @@ impl ClockWatch {
             if !was_off {
                 tracing::error!(engine, ahead_ms = offset.ahead_ms, "{text}");
             }
-            wrong.push(text);
-        } else if was_off {
+            return Some(text);
+        }
+        if was_off {
             tracing::info!(engine, ahead_ms = offset.ahead_ms, "the clocks of this host and of an engine agree again");
         }
+        None
     }
 }
 

@@ -86,7 +86,22 @@ impl Route {
             written.push(NewRecord { timestamp: kept_time(next.topic, next.timestamp, now), ..next });
         }
         let count = written.len() as u64;
-        self.append_until_known(written).await?;
+        match self.append_until_known(written.clone()).await {
+            // Which of them it was is not known: one by one, so that only the one at fault is left out.
+            Err(AppendError::Refused { .. }) => {
+                for record in written {
+                    if let Err(error) = self.append_until_known(vec![record]).await {
+                        let AppendError::Refused { reason } = error else { return Err(error.into()) };
+                        tracing::error!(
+                            stage = Self::NAME,
+                            reason,
+                            "a message that was deleted unread cannot be carried on"
+                        );
+                    }
+                }
+            }
+            appended => appended?,
+        }
         Ok(count)
     }
 

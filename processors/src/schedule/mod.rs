@@ -3,7 +3,7 @@
 //! Reads `messages.scheduled`; writes timers of the partition in the store. Whoever owns the partition takes its timers over
 //! and moves them on ([`mover`]) to `messages.accepted`, as messages that are accepted at that moment. Invariants:
 //! - a record is settled when its timer is in the store, where whoever owns the partition is going to see it ([`timers`]);
-//! - a message is accepted at its time or later, never before, and under its own id: one that is appended again after a crash
+//! - a message is accepted at its time or later, never before (by this clock and by the store's), and under its own id: one that is appended again after a crash
 //!   is dropped by `route`, as any repeat;
 //! - what was taken back is not accepted;
 //! - timers of a partition that the log has no more, since it was made anew with fewer, belong to whoever owns the number
@@ -81,8 +81,15 @@ impl Schedule {
     pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
         let Ports { log, store, depths, cancelled } = ports;
         let room = Room::new(depths, options.waiting);
-        let mover =
-            Mover { log, codecs: codecs.clone(), cancelled, clock: clock.clone(), room, pause_ms: options.pause_ms };
+        let mover = Mover {
+            log,
+            engine: Arc::clone(&store.engine),
+            codecs: codecs.clone(),
+            cancelled,
+            clock: clock.clone(),
+            room,
+            pause_ms: options.pause_ms,
+        };
         Self { store, codecs, clock, mover: Arc::new(mover), options }
     }
 

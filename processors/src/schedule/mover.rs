@@ -9,7 +9,7 @@ use bytes::Bytes;
 use eshaar_model::{Clock, Status, Timestamp};
 use eshaar_schemas::{Codecs, EncodeError, Message, RegistryError, StatusChanged};
 use eshaar_service::metrics::{SCHEDULE_LATE_SECONDS, SCHEDULE_SETTLED};
-use eshaar_store::{StoreError, Timer, TimerPlace};
+use eshaar_store::{StoreEngine, StoreError, Timer, TimerPlace};
 use eshaar_topics::flow::{self, Origin};
 use eshaar_topics::{AppendError, Cancelled, Headers, Log, NewRecord};
 use metrics::{counter, histogram};
@@ -25,6 +25,8 @@ const PAGE: usize = 200;
 const REMEMBERED: usize = 4 * PAGE;
 /// Longest sleep before the clock is looked at again.
 const CLOCK_CHECK: Duration = Duration::from_millis(250);
+/// How far this clock may be ahead of the store's before timers wait for that, in milliseconds.
+const MAX_AHEAD_MS: i64 = 1_000;
 /// Longest wait before the store is looked into again, whatever is known.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 /// Wait before it is looked again whether there is room.
@@ -40,6 +42,8 @@ const REFUSED: &str = "append_refused";
 /// Moves timers on; one for all partitions of a process.
 pub(super) struct Mover {
     pub(super) log: Arc<dyn Log>,
+    /// Another clock, which a time must have come by too.
+    pub(super) engine: Arc<dyn StoreEngine>,
     pub(super) codecs: Codecs,
     pub(super) cancelled: Arc<Cancelled>,
     pub(super) clock: Clock,
@@ -109,6 +113,11 @@ impl Mover {
             self.wait(timers, due).await;
             return Ok(());
         }
+        let page = self.due_by_the_store(page).await?;
+        if page.is_empty() {
+            sleep(CLOCK_CHECK).await;
+            return Ok(());
+        }
         let due = self.still_due(&page, moved).await?;
         self.accept(due).await?;
         moved.enter(&page);
@@ -116,6 +125,15 @@ impl Mover {
             Ours::Yes => Ok(()),
             Ours::No => Err(Stopped::TakenOver),
         }
+    }
+
+    /// What of a page is due by the store's clock too, where that is another: a clock that is ahead releases nothing early.
+    async fn due_by_the_store(&self, mut page: Vec<Timer>) -> Result<Vec<Timer>, StoreError> {
+        if let Some(time) = self.engine.time().await? {
+            let latest = time.plus_millis(MAX_AHEAD_MS);
+            page.retain(|timer| timer.place.due <= latest);
+        }
+        Ok(page)
     }
 
     /// Waits until `due` has come, one is written that is due before it, or it is time to look anyway.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::{Epoch, Lane, MessageId, Status, Timestamp};
+use eshaar_model::{Clock, Epoch, Lane, MessageId, Status, Timestamp};
 use eshaar_presence::depths::{Depth, Depths as _};
 use eshaar_schemas::{Message, StatusChanged};
 use eshaar_service::TraceContext;
-use eshaar_store::{Holder, TimerPlace};
+use eshaar_store::{Holder, StoreEngine, StoreError, TimerPlace};
 use eshaar_topics::flow::{self, Envelope};
 use eshaar_topics::{
     AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Outcome, Reader, Received, Record,
@@ -38,6 +38,47 @@ fn due(ms: i64) -> Message {
 fn record(engines: &Engines, message: &Message, offset: u64) -> Received {
     let new = flow::accepted(message, Lane::Normal, &engines.codecs, &TraceContext::new()).unwrap();
     at(flow::scheduled(new, START), Topic::MessagesScheduled, (PARTITION, offset))
+}
+
+/// A store whose servers have a clock of their own.
+struct Server {
+    inner: Arc<dyn StoreEngine>,
+    clock: Clock,
+}
+
+#[async_trait]
+impl StoreEngine for Server {
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.inner.sync().await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.inner.ping().await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.inner.close().await
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(Some(self.clock.now()))
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_of_the_stores_releases_nothing_early() {
+    let mut engines = Engines::open().await;
+    let right = Clock::manual(START);
+    let server = Server { inner: Arc::clone(&engines.store.engine), clock: right.clone() };
+    engines.store.engine = Arc::new(server);
+    let stage = stage(&engines);
+    let mut partition = opened(&stage).await;
+    let (hour, now) = (due(3_600_000), due(500));
+    keep(&engines, &stage, &mut partition, &[hour.clone(), now.clone()]).await;
+    engines.clock.advance_millis(24 * 3_600_000);
+    assert_eq!(accepts(&engines, 1).await, ids(&[&now]));
+    right.advance_millis(3_600_000);
+    assert_eq!(accepts(&engines, 2).await, ids(&[&now, &hour]));
 }
 
 fn on(engines: &Engines, log: Arc<dyn Log>) -> Schedule {

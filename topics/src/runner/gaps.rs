@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use eshaar_service::metrics::LOG_DELETED_UNREAD;
 use metrics::counter;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Stage;
+use super::lanes::Lanes;
 use super::ledger::Ledger;
 use super::progress::Watchdog;
-use crate::{Gap, Log};
+use crate::Gap;
+
+/// How often it is looked whether an input that has nothing has been emptied.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Waits before a recovery that failed is tried again: doubled each time, up to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -24,19 +29,24 @@ pub(super) struct Gaps<S: Stage> {
     ledger: Arc<Ledger>,
     generation: u64,
     watchdog: Watchdog,
-    log: Arc<dyn Log>,
+    looked: Instant,
     recoveries: Vec<AbortOnDropHandle<()>>,
 }
 
 impl<S: Stage> Gaps<S> {
-    pub(super) fn new(
-        stage: Arc<S>,
-        ledger: Arc<Ledger>,
-        generation: u64,
-        watchdog: Watchdog,
-        log: Arc<dyn Log>,
-    ) -> Self {
-        Self { stage, ledger, generation, watchdog, log, recoveries: Vec::new() }
+    pub(super) fn new(stage: Arc<S>, ledger: Arc<Ledger>, generation: u64, watchdog: Watchdog) -> Self {
+        Self { stage, ledger, generation, watchdog, looked: Instant::now(), recoveries: Vec::new() }
+    }
+
+    /// Notes what `lanes` found; and from time to time looks whether inputs that have nothing have been emptied.
+    pub(super) fn look(&mut self, partition: u32, lanes: &mut Lanes) {
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.looked = Instant::now();
+            for (topic, start) in self.ledger.known_starts(partition) {
+                lanes.starts(topic, start);
+            }
+        }
+        self.note(lanes.gaps());
     }
 
     /// Counts gaps, and begins to recover what was lost. Returns before that is done.
@@ -52,17 +62,6 @@ impl<S: Stage> Gaps<S> {
                 ledger.release(generation, gap);
             })));
         }
-    }
-
-    /// Where the log keeps the partition's inputs from, to be asked while they have nothing. Empty while it does not say.
-    pub(super) async fn starts(&self, partition: u32) -> Vec<(crate::Topic, u64)> {
-        let mut starts = Vec::new();
-        for (topic, _) in self.stage.inputs() {
-            if let Ok(bounds) = self.log.bounds(topic, partition).await {
-                starts.push((topic, bounds.start));
-            }
-        }
-        starts
     }
 }
 

@@ -21,6 +21,8 @@ struct Input {
     stream: PartitionStream,
     /// The offset of the next record, unless some were deleted before it.
     expected: u64,
+    /// It had nothing when it was last looked at.
+    is_empty: bool,
     weight: usize,
     credit: usize,
 }
@@ -33,7 +35,7 @@ impl Lanes {
             .into_iter()
             .map(|stream| {
                 let weight = weights.get(place(stream.source().0)).map_or(1, |(_, weight)| (*weight).max(1) as usize);
-                Input { expected: stream.next_offset(), stream, weight, credit: weight * batch }
+                Input { expected: stream.next_offset(), is_empty: false, stream, weight, credit: weight * batch }
             })
             .collect();
         inputs.sort_by_key(|input| place(input.stream.source().0));
@@ -46,10 +48,10 @@ impl Lanes {
         std::mem::take(&mut self.gaps)
     }
 
-    /// The log keeps records of `topic` only from `start` on. To be called while nothing is at hand: a partition in which
-    /// everything was deleted has no record to find a gap by.
+    /// The log keeps records of `topic` only from `start` on. A partition in which everything was deleted has no record to find
+    /// a gap by. One that has records at hand has read them before they were deleted.
     pub(super) fn starts(&mut self, topic: Topic, start: u64) {
-        let input = self.inputs.iter_mut().find(|input| input.stream.source().0 == topic);
+        let input = self.inputs.iter_mut().find(|input| input.is_empty && input.stream.source().0 == topic);
         self.gaps.extend(input.and_then(|input| input.gap_before(start)));
     }
 
@@ -86,8 +88,10 @@ impl Lanes {
     fn take_with_credit(&mut self) -> Option<Vec<Record>> {
         let mut batch = Vec::new();
         for input in &mut self.inputs {
-            let records = input.stream.take((self.batch - batch.len()).min(input.credit));
+            let room = (self.batch - batch.len()).min(input.credit);
+            let records = input.stream.take(room);
             input.credit -= records.len().min(input.credit);
+            input.is_empty = records.is_empty() && room > 0;
             for record in &records {
                 self.gaps.extend(input.gap_before(record.position.offset));
                 input.expected = record.position.offset + 1;
@@ -182,6 +186,9 @@ mod tests {
         assert_eq!(lanes.gaps(), [gap(7, 10)]);
         assert_eq!(lanes.take().unwrap().len(), 2);
         assert_eq!(lanes.gaps(), [gap(12, 15)]);
+        lanes.starts(Topic::LaneHigh, 19);
+        assert_eq!(lanes.gaps(), [], "it may have more at hand");
+        assert!(lanes.take().is_none());
         // Everything that was to come is gone, and nothing comes to tell it by.
         lanes.starts(Topic::LaneHigh, 16);
         assert_eq!(lanes.gaps(), []);

@@ -18,6 +18,8 @@ struct Entry {
     /// The lowest offset that is not settled.
     next: u64,
     committed: u64,
+    /// The oldest offset that the log was last seen to keep.
+    start: u64,
     /// How many gaps before it are being recovered: nothing is committed meanwhile, so that the next owner finds them again.
     held: u32,
     /// When the oldest record that was taken and is not settled was made.
@@ -34,7 +36,7 @@ pub(super) struct Commit {
 impl Ledger {
     /// A partition was assigned, to be read from `next` on.
     pub(super) fn assign(&self, generation: u64, (topic, partition): (Topic, u32), next: u64) {
-        let entry = Entry { generation, next, committed: next, held: 0, oldest: None };
+        let entry = Entry { generation, next, committed: next, start: 0, held: 0, oldest: None };
         self.0.lock().insert((topic, partition), entry);
     }
 
@@ -64,6 +66,20 @@ impl Ledger {
             entry.next = entry.next.max(next);
             entry.oldest = oldest;
         });
+    }
+
+    /// The log keeps a partition from `start` on.
+    pub(super) fn starts(&self, (topic, partition): (Topic, u32), start: u64) {
+        if let Some(entry) = self.0.lock().get_mut(&(topic, partition)) {
+            entry.start = start;
+        }
+    }
+
+    /// Where the log keeps each topic of a partition number from, as it was last seen.
+    pub(super) fn known_starts(&self, partition: u32) -> Vec<(Topic, u64)> {
+        let entries = self.0.lock();
+        let of_number = entries.iter().filter(|((_, number), _)| *number == partition);
+        of_number.map(|((topic, _), entry)| (*topic, entry.start)).collect()
     }
 
     /// What is settled and not committed, by assignment.

@@ -66,6 +66,7 @@ impl Measures {
         for (topic, partition, next) in ledger.unsettled() {
             match deps.log.bounds(topic, partition).await {
                 Ok(bounds) => {
+                    ledger.starts((topic, partition), bounds.start);
                     let waits = bounds.end.saturating_sub(next);
                     *lag.entry(topic).or_default() += waits;
                     known.push((topic, partition, waits));

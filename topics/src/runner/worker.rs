@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::appender::{Appender, Closed, log_failure};
-use super::gaps::Gaps;
+use super::gaps::{self, Gaps};
 use super::lanes::Lanes;
 use super::ledger::Ledger;
 use super::member::Commits;
@@ -30,9 +30,6 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often the retry topics are looked at while there is other work.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// How long nothing comes before it is looked whether the log has deleted what was to be read next.
-const LOOK_FOR_GAPS: Duration = Duration::from_secs(10);
 
 /// Longest wait before a partition that could not be opened is tried again.
 const LONGEST_REOPEN: Duration = Duration::from_secs(5);
@@ -104,7 +101,7 @@ impl<S: Stage> Worker<S> {
                 Some(waiting) => self.step(&mut state, &mut lanes, waiting, &mut gaps).await?,
                 None => match lanes.at_hand()? {
                     Some(mut batch) => {
-                        gaps.note(lanes.gaps());
+                        gaps.look(self.partition, &mut lanes);
                         self.process(&mut state, &lanes.next_offsets(), &mut batch).await?;
                     }
                     None => self.idle(&mut lanes, None, &mut gaps).await?,
@@ -118,8 +115,8 @@ impl<S: Stage> Worker<S> {
 
     /// Gaps, with those before the retry topics.
     fn gaps(&self, of_retries: &[PartitionStream]) -> Gaps<S> {
-        let (ledger, log) = (Arc::clone(&self.ledger), Arc::clone(&self.appender.log));
-        let mut gaps = Gaps::new(Arc::clone(&self.stage), ledger, self.generation, self.watchdog.clone(), log);
+        let (stage, ledger) = (Arc::clone(&self.stage), Arc::clone(&self.ledger));
+        let mut gaps = Gaps::new(stage, ledger, self.generation, self.watchdog.clone());
         gaps.note(of_retries.iter().filter_map(|stream| stream.gap_before()).collect());
         gaps
     }
@@ -135,13 +132,10 @@ impl<S: Stage> Worker<S> {
                 None => lanes.ready().await,
             }
         };
-        if let Ok(ready) = self.unless_drained(tokio::time::timeout(LOOK_FOR_GAPS, ready)).await? {
+        if let Ok(ready) = self.unless_drained(tokio::time::timeout(gaps::LOOK_EVERY, ready)).await? {
             return Ok(ready?);
         }
-        for (topic, start) in self.unless_drained(gaps.starts(self.partition)).await? {
-            lanes.starts(topic, start);
-        }
-        gaps.note(lanes.gaps());
+        gaps.look(self.partition, lanes);
         Ok(())
     }
 
@@ -153,6 +147,7 @@ impl<S: Stage> Worker<S> {
         waiting: &mut Waiting,
         gaps: &mut Gaps<S>,
     ) -> Result<(), Ended> {
+        gaps.look(self.partition, lanes);
         waiting.fill()?;
         let mut worked = self.take_turn(state, &lanes.next_offsets(), waiting).await?;
         let looked = Instant::now();
@@ -161,7 +156,7 @@ impl<S: Stage> Worker<S> {
             && let Some(batch) = lanes.at_hand()?
         {
             worked = true;
-            gaps.note(lanes.gaps());
+            gaps.look(self.partition, lanes);
             self.take_in(state, &lanes.next_offsets(), waiting, &batch).await?;
             if looked.elapsed() >= LOOK_EVERY {
                 break;
