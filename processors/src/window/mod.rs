@@ -265,10 +265,11 @@ mod tests {
             }
         }
 
-        /// A host whose clock is far ahead never has the store asked about the messages of others, whatever is taken when.
+        /// A host whose clock is a day or more ahead does not have the store asked about the messages of others, whatever is
+        /// taken when. (Once its time has come, and more of its ids came than a window holds, it does.)
         #[test]
         fn a_hostile_clock_degrades_nobody_else(
-            records in prop::collection::vec((any::<bool>(), 0_i64..5_000, 60_000_i64..30 * DAY_MS), 1..200),
+            records in prop::collection::vec((any::<bool>(), 0_i64..5_000, DAY_MS..30 * DAY_MS), 1..200),
             most in 1_usize..60,
         ) {
             let mut window = Window::new(SPAN_MS, most, after(-DAY_MS));
