@@ -176,7 +176,9 @@ impl Request<'_> {
         let id = BroadcastId::from_bytes(id.as_bytes()).map_err(|_| problems::internal())?;
         let begun = if is_repeat { self.begun(id).await? } else { None };
         let broadcast = match begun {
-            Some(broadcast) => broadcast,
+            Some(begun) if self.is_requested(id).await? => begun,
+            // Its row was written, and the log did not take it, or it is not known to have: it is accepted now.
+            Some(begun) => self.timed(begun, draft.ttl_s),
             None => self.begin(draft, id).await?,
         };
         let record = flow::broadcast(&broadcast, &app.deps.codecs, &origin.trace);
@@ -203,10 +205,22 @@ impl Request<'_> {
         }
     }
 
+    /// Returns true if the stage has read the record of a broadcast: an earlier attempt appended it.
+    async fn is_requested(&self, id: BroadcastId) -> Result<bool, Problem> {
+        let task = self.app.deps.store.tasks.get(TASKS, &id.to_string()).await;
+        task.map(|task| task.is_some()).map_err(|error| problems::store(&error))
+    }
+
+    /// The broadcast as one that is accepted now.
+    fn timed(&self, broadcast: Broadcast, ttl_s: Option<u64>) -> Broadcast {
+        let now = self.app.deps.clock.now();
+        let expires_at = ttl_s.map(|seconds| now.plus_millis(seconds as i64 * 1000).as_millis());
+        Broadcast { created_at: now.as_millis(), expires_at, ..broadcast }
+    }
+
     async fn begin(&self, draft: BroadcastDraft, id: BroadcastId) -> Result<Broadcast, Problem> {
         let (recipients, total) = self.recipients(draft.audience.as_deref(), id).await?;
-        let created_at = submit::taken_in(id.into(), self.app.deps.clock.now());
-        Ok(Broadcast {
+        let broadcast = Broadcast {
             id,
             sender: self.business.to_string(),
             audience: draft.audience,
@@ -214,13 +228,14 @@ impl Request<'_> {
             total: total as i64,
             content: draft.content.into_string(),
             priority: draft.priority,
-            created_at: created_at.as_millis(),
-            expires_at: draft.ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis()),
+            created_at: 0,
+            expires_at: None,
             reference: draft.reference,
             collapse_key: draft.collapse_key,
             rate: draft.rate.map(|rate| rate as i32),
             correlation_id: self.origin.correlation.clone(),
-        })
+        };
+        Ok(self.timed(broadcast, draft.ttl_s))
     }
 
     async fn recipients(&self, audience: Option<&str>, id: BroadcastId) -> Result<(RecipientsId, u64), Problem> {

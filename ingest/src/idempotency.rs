@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use crate::problems;
+use crate::submit::Attempt;
 
 /// The request's header.
 pub(crate) const HEADER: &str = "idempotency-key";
@@ -209,6 +210,11 @@ impl Claims {
 }
 
 impl Held {
+    /// The attempt, at `now`, to accept the message of this key.
+    pub(crate) const fn attempt(&self, now: Timestamp) -> Attempt {
+        Attempt { id: self.id, at: now, may_repeat: self.repeat }
+    }
+
     /// Gives the answer to those of this process that came with the same key meanwhile; what comes later finds it elsewhere.
     pub(crate) fn answered(&self, answer: Bytes) {
         self.tell(self.hash, State::Answered(answer));

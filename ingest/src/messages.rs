@@ -5,9 +5,11 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use eshaar_model::{ConversationId, Lane, MessageId, MessageType, Permission, Principal, Shown, Status, Timestamp};
+use eshaar_model::{
+    ConversationId, Lane, MessageId, MessageType, Permission, Phone, Principal, Shown, Status, Timestamp,
+};
 use eshaar_service::{Problem, metrics as names};
-use eshaar_store::SentQuery;
+use eshaar_store::{SentQuery, StoredMessage};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -17,7 +19,7 @@ use crate::context::Origin;
 use crate::conversations::sending::{self, Outgoing, Placed};
 use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
-use crate::submit::{self, Draft, Sender, Submission};
+use crate::submit::{self, Attempt, Draft, Sender, Submission};
 use crate::view::{self, MessageDetails, MessageView};
 use crate::{App, body, openapi, problems};
 
@@ -92,8 +94,9 @@ async fn submit(
     let from = Sending { app, who: &caller.0.principal, origin };
     let Some(key) = key else {
         admit(app, caller, limits).await?;
-        let id = app.ids.mint(app.deps.clock.now());
-        return from.produce(submission, id, false).await.map(|answer| accepted(answer, false));
+        let now = app.deps.clock.now();
+        let attempt = Attempt { id: app.ids.mint(now), at: now, may_repeat: false };
+        return from.produce(submission, attempt).await.map(|answer| accepted(answer, false));
     };
     let hash = idempotency::hash_of("POST /v1/messages", &body);
     let now = app.deps.clock.now();
@@ -106,12 +109,20 @@ async fn submit(
     if let Submission::Chat(_) = submission
         && let Some(placed) = sending::sent_before(app, &held).await?
     {
-        let answer = json(&said(held.id, submit::taken_in(held.id, now), placed))?;
+        let answer = json(&said(held.id, placed))?;
         held.answered(answer.clone());
         return Ok(accepted(answer, true));
     }
     admit(app, caller, limits).await?;
-    let answer = from.produce(submission, held.id, held.repeat).await?;
+    if let Submission::OneWay(draft) = &submission
+        && held.repeat
+        && let Some(found) = sent_before(app, draft, held.id).await?
+    {
+        let answer = json(&found)?;
+        app.claims.answered(&held, answer.clone()).await;
+        return Ok(accepted(answer, true));
+    }
+    let answer = from.produce(submission, held.attempt(app.deps.clock.now())).await?;
     if is_told_by_history {
         held.answered(answer.clone());
     } else {
@@ -141,46 +152,60 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Appends the message of this id, which may have been appended before where it is a `repeat`; returns the answer.
-    async fn produce(&self, submission: Submission, id: MessageId, repeat: bool) -> Result<Bytes, Problem> {
+    /// Appends the message; returns the answer.
+    async fn produce(&self, submission: Submission, attempt: Attempt) -> Result<Bytes, Problem> {
         json(&match submission {
-            Submission::OneWay(draft) => self.one_way(draft, id).await?,
+            Submission::OneWay(draft) => self.one_way(draft, attempt).await?,
             Submission::Chat(draft) => {
-                let sent_at = submit::taken_in(id, self.app.deps.clock.now());
-                said(id, sent_at, sending::send(self.app, self.who, self.origin, Outgoing { draft, id, repeat }).await?)
+                let outgoing = Outgoing { draft, attempt };
+                said(attempt.id, sending::send(self.app, self.who, self.origin, outgoing).await?)
             }
         })
     }
 
-    async fn one_way(&self, draft: Draft, id: MessageId) -> Result<Accepted, Problem> {
+    async fn one_way(&self, draft: Draft, attempt: Attempt) -> Result<Accepted, Problem> {
         let (app, from) = (self.app, self.who.to_string());
-        let now = app.deps.clock.now();
-        let (to, lane, send_at) = (draft.to, Lane::of(draft.priority), submit::due(id, draft.send_at, now));
+        let (to, lane, send_at) = (draft.to, Lane::of(draft.priority), attempt.due(draft.send_at));
         let sender = Sender { from: &from, origin: self.origin };
-        let record = sender.record(app, draft, id, lane, now)?;
+        let record = sender.record(app, draft, attempt, lane)?;
         submit::append(app, vec![record]).await?;
         metrics::counter!(names::INGEST_ACCEPTED, "lane" => lane.as_str()).increment(1);
-        Ok(Accepted {
-            id,
-            r#type: MessageType::OneWay,
-            status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
-            to: to.into(),
-            conversation_id: None,
-            sent_at: send_at.is_none().then(|| submit::taken_in(id, now)),
-            send_at,
-        })
+        Ok(one_way(attempt.id, to, attempt.at, send_at))
     }
 }
 
+/// The answer to a one-way message that was accepted at `at`, and is to be sent at `send_at` where that is later.
+fn one_way(id: MessageId, to: Phone, at: Timestamp, send_at: Option<Timestamp>) -> Accepted {
+    Accepted {
+        id,
+        r#type: MessageType::OneWay,
+        status: if send_at.is_some() { Shown::Scheduled } else { Status::Sent.into() },
+        to: to.into(),
+        conversation_id: None,
+        sent_at: send_at.is_none().then_some(at),
+        send_at,
+    }
+}
+
+/// The answer to a one-way message that an earlier attempt appended, if the history has it. Its times are those of that
+/// attempt: nothing is appended again, so its time to live does not start again either.
+async fn sent_before(app: &App, draft: &Draft, id: MessageId) -> Result<Option<Accepted>, Problem> {
+    let stored = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
+    Ok(stored.map(|StoredMessage { row, .. }| {
+        let send_at = draft.send_at.filter(|_| row.accepted.1.is_none());
+        one_way(id, draft.to, row.created_at, send_at)
+    }))
+}
+
 /// The answer to what was said.
-fn said(id: MessageId, sent_at: Timestamp, placed: Placed) -> Accepted {
+fn said(id: MessageId, placed: Placed) -> Accepted {
     Accepted {
         id,
         r#type: MessageType::Chat,
         status: Status::Sent.into(),
         to: placed.to,
         conversation_id: Some(placed.conversation),
-        sent_at: Some(sent_at),
+        sent_at: Some(placed.at),
         send_at: None,
     }
 }

@@ -36,7 +36,7 @@ impl Conversations for Live {
         };
         let sent = self.0.send(by, message).await?;
         let (id, conversation, replayed) = (sent.id, sent.conversation, sent.replayed);
-        Ok(Sent { id, conversation, sent_at: sent.sent_at(), replayed })
+        Ok(Sent { id, conversation, sent_at: sent.sent_at, replayed })
     }
 
     async fn read(

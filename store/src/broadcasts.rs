@@ -135,7 +135,7 @@ pub struct Tally {
 /// Broadcasts.
 #[async_trait]
 pub trait BroadcastStore: Send + Sync + 'static {
-    /// Writes one that is being accepted, durably. One that is there stays as it is.
+    /// Writes one that is being accepted, durably. Until it is opened the row that was written last stands.
     async fn put(&self, row: BroadcastRow) -> Result<(), StoreError>;
 
     /// Those of these ids that are there, in no order.

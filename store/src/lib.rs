@@ -42,7 +42,7 @@ pub use dead_letters::{
 pub use error::StoreError;
 pub use keys::{ApiKey, KeyStore};
 pub use messages::{MessageRow, MessageStore, SentPage, SentQuery, Step, StoredMessage};
-pub use stream::{StreamPage, StreamRow, StreamStore};
+pub use stream::{Earlier, StreamPage, StreamRow, StreamStore};
 pub use tasks::{Holder, Lease, Task, TaskStore};
 pub use timers::{Timer, TimerPlace, TimerStore};
 pub use webhooks::{Webhook, WebhookCursor, WebhookStore};

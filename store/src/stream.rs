@@ -32,6 +32,19 @@ pub struct StreamPage {
     pub more: bool,
 }
 
+/// A question: does the message stand in the phone's stream, in the position's lane, before the position?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Earlier {
+    /// Whose stream.
+    pub phone: Phone,
+    /// The place of the record that may be a repeat.
+    pub position: StreamPosition,
+    /// The message.
+    pub id: MessageId,
+    /// The lowest offset at which the message can stand. Where it is 0, earlier epochs are searched too.
+    pub from: u64,
+}
+
 /// Streams of phones.
 #[async_trait]
 pub trait StreamStore: Send + Sync + 'static {
@@ -46,9 +59,10 @@ pub trait StreamStore: Send + Sync + 'static {
     /// For each: the highest offset of the phone's stream in the position's epoch and lane that is below its offset.
     async fn before(&self, of: &[(Phone, StreamPosition)]) -> Result<Vec<Option<u64>>, StoreError>;
 
-    /// For each: whether the message stands in the phone's stream in the position's epoch and lane at a lower offset, or
-    /// in the lane in an earlier epoch. How a repeat that is older than the window is found.
-    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError>;
+    /// For each: true if the message stands in the phone's stream in the position's epoch and lane at an offset from `from`
+    /// on and below the position's, or in the lane in an earlier epoch. How a repeat that is older than the window is found.
+    /// The cost grows with the rows of the phone's lane between the two offsets.
+    async fn stands_before(&self, of: &[Earlier]) -> Result<Vec<bool>, StoreError>;
 
     /// The highest offset ever appended from a lane's partition; `None` before the first.
     async fn head(&self, epoch: Epoch, lane: Lane, partition: u32) -> Result<Option<u64>, StoreError>;

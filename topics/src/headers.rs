@@ -30,6 +30,9 @@ pub const ACCEPTED: &str = "es-accepted";
 pub const BROADCAST: &str = "es-broadcast";
 /// On a message that may have been sent before, under the same id: `1`. Absent: it was not, or nobody knew.
 pub const REPEAT: &str = "es-repeat";
+/// On a message whose id is older than its first record: no record of the message is stamped earlier. Milliseconds since
+/// the Unix epoch, decimal. Absent: the time in the id.
+pub const FIRST_MS: &str = "es-first-ms";
 /// Joins what comes from one request.
 pub const CORRELATION: &str = "es-correlation";
 /// On retries: how often the record has failed so far, decimal (R4.1).

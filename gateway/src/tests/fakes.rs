@@ -192,7 +192,7 @@ impl StreamStore for FakeStreams {
         unimplemented!("asked by route")
     }
 
-    async fn stands_before(&self, _of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+    async fn stands_before(&self, _of: &[eshaar_store::Earlier]) -> Result<Vec<bool>, StoreError> {
         unimplemented!("asked by route")
     }
 

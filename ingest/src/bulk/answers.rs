@@ -9,7 +9,7 @@ use eshaar_service::{Problem, metrics as names};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::gather::Taken;
+use super::settle::{Outcome, Taken};
 use crate::options::BulkOptions;
 
 /// Length of the answer to an accepted line, about.
@@ -70,7 +70,7 @@ impl Answers {
     }
 
     /// Answers a batch of lines.
-    pub(super) async fn send(&mut self, outcomes: &[(u64, Result<Taken, Problem>)]) -> Result<(), Stop> {
+    pub(super) async fn send(&mut self, outcomes: &[Outcome]) -> Result<(), Stop> {
         if outcomes.is_empty() {
             return Ok(());
         }
@@ -78,8 +78,9 @@ impl Answers {
         for (line, outcome) in outcomes {
             // Writing to memory cannot fail.
             let _ = match outcome {
-                Ok(Taken { id, status }) => {
+                Ok(taken @ Taken { id, .. }) => {
                     self.accepted += 1;
+                    let status = taken.status();
                     write!(text, r#"{{"line":{line},"id":"{id}","status":"{status}"}}"#)
                 }
                 Err(problem) => {

@@ -1,42 +1,27 @@
-//! A batch of lines: those at hand, each made a record or refused. It waits for the first line, never for more.
+//! A batch of lines: those at hand, each parsed or refused. It waits for the first line, never for more.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use eshaar_model::{Lane, MessageId, Shown, Status, Timestamp};
+use eshaar_model::MessageId;
 use eshaar_service::Problem;
-use eshaar_topics::NewRecord;
 use http::StatusCode;
 
 use super::Submission;
 use super::lines::{Line, Lines, Next};
 use crate::idempotency;
-use crate::submit::{self, Draft, Sender};
+use crate::submit::{self, Draft};
 
 /// Bytes of lines after which a batch is not added to: it must fit the log's queue with room for others.
 const BATCH_BYTES: usize = 1024 * 1024;
-
-/// What the sender of a line is told where it is taken in.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Taken {
-    pub(super) id: MessageId,
-    pub(super) status: Shown,
-}
-
-impl Taken {
-    pub(super) fn of(id: MessageId, draft: &Draft, now: Timestamp) -> Self {
-        let is_scheduled = submit::due(id, draft.send_at, now).is_some();
-        Self { id, status: if is_scheduled { Shown::Scheduled } else { Status::Sent.into() } }
-    }
-}
 
 /// A line, as far as it could be taken without asking anybody.
 pub(super) enum Entry {
     Ready {
         line: u64,
-        taken: Taken,
-        record: NewRecord,
+        id: MessageId,
+        draft: Draft,
     },
     /// It has a key of its own, which is to be claimed first.
     Keyed {
@@ -117,19 +102,13 @@ impl Gather {
     }
 
     fn entry(&self, line: u64, text: &[u8], mut draft: Draft) -> Entry {
-        let Submission { app, business, origin, ids, .. } = &*self.submission;
-        let now = app.deps.clock.now();
-        let id = ids.map_or_else(|| app.ids.mint(now), |ids| ids.of(line, text));
+        let Submission { app, ids, .. } = &*self.submission;
+        let id = ids.map_or_else(|| app.ids.mint(app.deps.clock.now()), |ids| ids.of(line, text));
         if let Some(key) = draft.idempotency_key.take() {
             let hash = idempotency::hash_of("line of POST /v1/messages/bulk", text.trim_ascii());
             return Entry::Keyed { line, id, draft, key, hash };
         }
-        let sender = Sender { from: business.as_str(), origin };
-        let taken = Taken::of(id, &draft, now);
-        match sender.record(app, draft, id, Lane::Bulk, now) {
-            Ok(record) => Entry::Ready { line, taken, record },
-            Err(problem) => Entry::Refused { line, problem },
-        }
+        Entry::Ready { line, id, draft }
     }
 
     fn too_long(&self) -> Problem {

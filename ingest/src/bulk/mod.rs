@@ -46,6 +46,8 @@ struct Submission {
     origin: Origin,
     /// Where the whole request has an Idempotency-Key: the ids of its lines.
     ids: Option<LineIds>,
+    /// True if that key was used before: its lines may have been appended.
+    is_repeat: bool,
 }
 
 /// Send many messages
@@ -85,7 +87,7 @@ pub(crate) async fn send(
     let source = Source::new(body, encoding, &app.options.bulk);
     let limits = app.admission.bulk_limits(&caller.0);
     let of_limits = app.admission.bulk_headers(&caller.0).await;
-    let submission = Arc::new(Submission { app, business, limits, origin, ids });
+    let submission = Arc::new(Submission { app, business, limits, origin, ids, is_repeat: replayed });
     tokio::spawn(async move {
         run(submission, source, answers).await;
         drop((slot, held));

@@ -5,7 +5,7 @@ use eshaar_model::limits::IDEMPOTENCY_KEY_CHARS;
 use eshaar_model::{ConversationId, ConversationPosition, MessageId, Pair, Permission, Timestamp};
 use eshaar_service::Problem;
 
-use super::sending::{self, Outgoing};
+use super::sending::{self, Outgoing, Placed};
 use super::{access, reading};
 use crate::caller::allowed;
 use crate::context::Origin;
@@ -40,15 +40,10 @@ pub struct LiveSent {
     pub id: MessageId,
     /// Where it was sent.
     pub conversation: ConversationId,
+    /// When it was accepted.
+    pub sent_at: Timestamp,
     /// Whether it had been accepted before.
     pub replayed: bool,
-}
-
-impl LiveSent {
-    /// When it was accepted.
-    pub fn sent_at(&self) -> Timestamp {
-        self.id.made_at()
-    }
 }
 
 /// Conversations, for sessions.
@@ -86,10 +81,11 @@ impl Live {
             if let Some(refusal) = app.admission.one(by).await.refusal {
                 return Err(refusal);
             }
-            let outgoing = Outgoing { draft, id: held.id, repeat: held.repeat };
-            sending::send(app, who, &Origin::new(), outgoing).await?
+            let attempt = held.attempt(app.deps.clock.now());
+            sending::send(app, who, &Origin::new(), Outgoing { draft, attempt }).await?
         };
-        let sent = LiveSent { id: held.id, conversation: placed.conversation, replayed: held.repeat };
+        let Placed { conversation, at: sent_at, .. } = placed;
+        let sent = LiveSent { id: held.id, conversation, sent_at, replayed: held.repeat };
         let answer = answer(&sent).into();
         if is_told_by_history {
             held.answered(answer);
@@ -118,15 +114,20 @@ impl Live {
     }
 }
 
-/// What repeats are told of a message: its id, and its conversation's.
+/// What repeats are told of a message: its id, its conversation's, and when it was accepted, in milliseconds.
 fn answer(sent: &LiveSent) -> Vec<u8> {
-    [sent.id.as_bytes().as_slice(), sent.conversation.as_bytes()].concat()
+    let sent_at = sent.sent_at.as_millis().to_be_bytes();
+    [sent.id.as_bytes().as_slice(), sent.conversation.as_bytes(), &sent_at].concat()
 }
 
 fn replayed(answer: &[u8]) -> Result<LiveSent, Problem> {
-    let ids = answer.split_at_checked(16).and_then(|(id, conversation)| {
-        Some((MessageId::from_bytes(id).ok()?, ConversationId::from_bytes(conversation).ok()?))
-    });
-    let (id, conversation) = ids.ok_or_else(problems::internal)?;
-    Ok(LiveSent { id, conversation, replayed: true })
+    let read = || {
+        let (id, rest) = answer.split_at_checked(16)?;
+        let (conversation, sent_at) = rest.split_at_checked(16)?;
+        let id = MessageId::from_bytes(id).ok()?;
+        // An answer that an earlier version kept has no time.
+        let sent_at = sent_at.try_into().map_or(id.made_at(), |ms| Timestamp::from_millis(i64::from_be_bytes(ms)));
+        Some(LiveSent { id, conversation: ConversationId::from_bytes(conversation).ok()?, sent_at, replayed: true })
+    };
+    read().ok_or_else(problems::internal)
 }

@@ -1,35 +1,34 @@
 //! A chat message: into a conversation, or into the active one with somebody, which is started where there is none.
 
-use eshaar_model::{ConversationId, Lane, MessageId, Pair, Principal, Priority};
+use eshaar_model::{ConversationId, Lane, Pair, Principal, Priority, Timestamp};
 use eshaar_service::{Problem, metrics as names};
-use eshaar_store::How;
-use eshaar_topics::{NewRecord, headers};
+use eshaar_store::{How, MessageRow, StoredMessage};
 
 use super::events::{self, Doing};
 use super::{access, cached};
 use crate::context::Origin;
 use crate::idempotency::Held;
-use crate::submit::{self, ChatDraft, Party, Sender};
+use crate::submit::{self, Attempt, ChatDraft, Party, Sender};
 use crate::{App, problems};
 
 /// Where a message went.
 pub(crate) struct Placed {
     pub(crate) conversation: ConversationId,
     pub(crate) to: Principal,
+    /// When it was accepted.
+    pub(crate) at: Timestamp,
 }
 
 /// A message that is to be sent.
 pub(crate) struct Outgoing {
     pub(crate) draft: ChatDraft,
-    pub(crate) id: MessageId,
-    /// Whether it may have been sent before, under this id.
-    pub(crate) repeat: bool,
+    pub(crate) attempt: Attempt,
 }
 
 /// Sends a message from `who`.
 pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: Outgoing) -> Result<Placed, Problem> {
-    let Outgoing { draft, id, repeat } = message;
-    let now = app.deps.clock.now();
+    let Outgoing { draft, attempt } = message;
+    let now = attempt.at;
     let mut records = Vec::with_capacity(2);
     let (conversation, pair) = match &draft.party {
         Party::Of(conversation) => (*conversation, access::to_send_in(app, who, *conversation).await?),
@@ -43,16 +42,11 @@ pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: O
     let side = pair.side_of(who).ok_or_else(problems::conversation_not_found)?;
     let to = pair.principal(side.other());
     let from = who.to_string();
-    let record = Sender { from: &from, origin }.chat_record(app, draft, id, (conversation, &to), now)?;
-    records.push(if repeat {
-        // Its first record may be in another conversation, of which whoever writes this one knows nothing.
-        NewRecord { headers: record.headers.with(headers::REPEAT, b"1"), ..record }
-    } else {
-        record
-    });
+    // The first record of one that may repeat can be in another conversation, of which whoever writes this one knows nothing.
+    records.push(Sender { from: &from, origin }.chat_record(app, draft, attempt, (conversation, &to))?);
     submit::append(app, records).await?;
     metrics::counter!(names::INGEST_ACCEPTED, "lane" => Lane::of(Priority::Normal).as_str()).increment(1);
-    Ok(Placed { conversation, to })
+    Ok(Placed { conversation, to, at: now })
 }
 
 /// The active conversation of a pair.
@@ -76,5 +70,9 @@ pub(crate) async fn sent_before(app: &App, held: &Held) -> Result<Option<Placed>
     }
     let id = held.id;
     let stored = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
-    Ok(stored.and_then(|stored| Some(Placed { conversation: stored.row.conversation?, to: stored.row.recipient })))
+    let placed = |stored: StoredMessage| {
+        let MessageRow { conversation, recipient: to, created_at: at, .. } = stored.row;
+        Some(Placed { conversation: conversation?, to, at })
+    };
+    Ok(stored.and_then(placed))
 }

@@ -8,7 +8,6 @@ use eshaar_service::Problem;
 use eshaar_topics::{AppendError, LogPosition, NewRecord, flow};
 use tokio::time::Instant;
 
-use super::ids::MAX_AHEAD_MS;
 use super::{ChatDraft, Draft};
 use crate::context::Origin;
 use crate::{App, problems};
@@ -16,6 +15,38 @@ use crate::{App, problems};
 /// The first pause before an append is tried again; doubled each time, to at most [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Age of an id from which its record says how old the message is: see [`flow::first_at`].
+const OLD_ID_MS: i64 = 5_000;
+
+/// One attempt to accept a message.
+///
+/// The id is the same in every attempt of a request (its Idempotency-Key holds it). All times of the message come from
+/// `at`: an attempt that was refused, or that appended nothing, leaves no trace in them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) id: MessageId,
+    /// Time of acceptance, if this attempt succeeds.
+    pub(crate) at: Timestamp,
+    /// True if an earlier attempt may have appended the message.
+    pub(crate) may_repeat: bool,
+}
+
+impl Attempt {
+    /// The time at which the message is to be sent, if that is later than its acceptance.
+    pub(crate) fn due(&self, send_at: Option<Timestamp>) -> Option<Timestamp> {
+        send_at.filter(|at| *at > self.at)
+    }
+
+    /// Adds the headers by which readers of the log recognise repeats of this message.
+    fn mark(&self, record: NewRecord) -> NewRecord {
+        if self.may_repeat {
+            return flow::may_repeat(record);
+        }
+        let age_ms = self.at.millis_since(self.id.made_at());
+        if age_ms.abs() > OLD_ID_MS { flow::first_at(record, self.at) } else { record }
+    }
+}
 
 /// Who sends, in which request.
 #[derive(Clone, Copy, Debug)]
@@ -26,44 +57,32 @@ pub(crate) struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// The record for `draft`: of `messages.accepted`, or of `messages.scheduled` where it is to be sent [later](due).
-    /// The id says [when](taken_in) the message was taken in; the record's own time is `now`, by the clock. What is scheduled
-    /// counts as made when it is due.
-    pub(crate) fn record(
-        &self,
-        app: &App,
-        draft: Draft,
-        id: MessageId,
-        lane: Lane,
-        now: Timestamp,
-    ) -> Result<NewRecord, Problem> {
-        let due = due(id, draft.send_at, now);
-        let created_at = due.unwrap_or(taken_in(id, now));
+    /// The record for `draft`: of `messages.accepted`, or of `messages.scheduled` where it is to be sent
+    /// [later](Attempt::due). A scheduled message is created when it is due, and its time to live starts then.
+    pub(crate) fn record(&self, app: &App, draft: Draft, attempt: Attempt, lane: Lane) -> Result<NewRecord, Problem> {
+        let due = attempt.due(draft.send_at);
+        let created_at = due.unwrap_or(attempt.at);
         let message = Message {
             content: draft.content.into_string(),
             priority: draft.priority,
             expires_at: expires_at(created_at, draft.ttl_s),
             reference: draft.reference,
             collapse_key: draft.collapse_key,
-            ..self.message(id, created_at, draft.to.to_string())
+            ..self.message(attempt.id, created_at, draft.to.to_string())
         };
-        let record = self.accepted(app, &message, lane)?;
-        Ok(match due {
-            Some(_) => flow::scheduled(record, now),
-            None => NewRecord { timestamp: now, ..record },
-        })
+        let record = attempt.mark(self.accepted(app, &message, lane)?);
+        Ok(if due.is_some() { flow::scheduled(record, attempt.at) } else { record })
     }
 
-    /// The record for a chat message to `to`, in a conversation; of when, as for [`Sender::record`].
+    /// The record for a chat message to `to`, in a conversation.
     pub(crate) fn chat_record(
         &self,
         app: &App,
         draft: ChatDraft,
-        id: MessageId,
+        attempt: Attempt,
         (conversation, to): (ConversationId, &Principal),
-        now: Timestamp,
     ) -> Result<NewRecord, Problem> {
-        let created_at = taken_in(id, now);
+        let created_at = attempt.at;
         let message = Message {
             r#type: MessageType::Chat,
             conversation_id: Some(conversation.to_string()),
@@ -71,10 +90,9 @@ impl Sender<'_> {
             expires_at: expires_at(created_at, draft.ttl_s),
             reference: draft.reference,
             collapse_key: draft.collapse_key,
-            ..self.message(id, created_at, to.to_string())
+            ..self.message(attempt.id, created_at, to.to_string())
         };
-        let record = self.accepted(app, &message, Lane::of(Priority::Normal))?;
-        Ok(NewRecord { timestamp: now, ..record })
+        Ok(attempt.mark(self.accepted(app, &message, Lane::of(Priority::Normal))?))
     }
 
     /// What every message of this sender has; a one-way message that says nothing.
@@ -107,19 +125,6 @@ impl Sender<'_> {
 /// When a message of `ttl_s` seconds ends, in milliseconds since the Unix epoch.
 fn expires_at(created_at: Timestamp, ttl_s: Option<u64>) -> Option<i64> {
     ttl_s.map(|seconds| created_at.plus_millis(seconds as i64 * 1000).as_millis())
-}
-
-/// When the message of this id was taken in: its own time, the same whenever its request is repeated. The time of an id
-/// that was minted by a clock that was ahead is not believed: such a message is taken in `now`.
-pub(crate) fn taken_in(id: MessageId, now: Timestamp) -> Timestamp {
-    let made_at = id.made_at();
-    if made_at.millis_since(now) > MAX_AHEAD_MS { now } else { made_at }
-}
-
-/// When the message of this id is sent, where that is later than it was taken in, or is still to come by the clock. So a
-/// request that is repeated gets the same answer, and no error of a clock that was corrected since releases it early.
-pub(crate) fn due(id: MessageId, send_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
-    send_at.filter(|at| *at > id.made_at().min(now))
 }
 
 /// Appends until the log has acknowledged every record. While the outcome is unknown the same records are appended again:

@@ -12,7 +12,7 @@ const COUNTER_BITS: u32 = 12;
 
 /// Furthest that the generator runs ahead of the clock, in milliseconds. Small steps of the clock keep ids in order; after
 /// a larger one (a clock that was corrected) the generator follows the clock.
-pub(crate) const MAX_AHEAD_MS: i64 = 1_000;
+const MAX_AHEAD_MS: i64 = 1_000;
 
 /// Makes ids that only grow within this process, so that a sender's messages are listed in the order they were accepted.
 /// The order is broken only where the clock steps back by more than [`MAX_AHEAD_MS`]. Ids stay unique there, too: each has

@@ -16,7 +16,7 @@ use eshaar_model::{Phone, Timestamp};
 use eshaar_service::Problem;
 use serde::Deserialize;
 
-pub(crate) use accept::{Sender, append, due, taken_in};
+pub(crate) use accept::{Attempt, Sender, append};
 pub(crate) use ids::{Ids, LineIds};
 pub(crate) use validate::{BroadcastDraft, ChatDraft, Draft, Party, Submission};
 

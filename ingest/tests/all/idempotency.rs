@@ -136,10 +136,6 @@ async fn a_claim_that_was_never_produced_is_produced_again_with_the_same_id() {
     assert_eq!(repeat.header("idempotency-replayed"), Some("true"));
     let records = fixture.accepted().await;
     assert!(records.iter().all(|record| fixture.message(record).id == written));
-    // The record says when it was produced, the message when it was accepted.
-    let again = records.last().unwrap();
-    assert_eq!(again.timestamp.millis_since(written.made_at()), 600_000);
-    assert_eq!(fixture.message(again).created_at, written.made_at().as_millis());
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The HTTP API over its real router, on the embedded log and store, called in memory.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod acceptance;
 mod access;
 mod admin;
 mod bulk;

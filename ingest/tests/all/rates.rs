@@ -8,7 +8,7 @@ use crate::fixture::{Fixture, NOW, PHONE, submission, upload};
 
 impl Fixture {
     /// A key of `acme` that may send `rate`.
-    async fn limited(&self, rate: &str) -> String {
+    pub async fn limited(&self, rate: &str) -> String {
         let mut minted = keys::mint("acme".parse().unwrap(), "tests", vec![Permission::MessagesSend], None, NOW);
         minted.stored.rate = Some(rate.parse().unwrap());
         self.store.keys.put(minted.stored).await.unwrap();

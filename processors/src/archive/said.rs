@@ -46,7 +46,7 @@ impl Partition {
     fn drop_repeats(&self, said: &mut Vec<Said>, now: Timestamp) -> Vec<MessageId> {
         let (mut in_batch, mut asked) = (AHashSet::with_capacity(said.len()), Vec::new());
         said.retain(|Said { row, may_repeat, .. }| {
-            let repeat = match self.window.repeats(row.id, row.position.offset, now) {
+            let repeat = match self.window.repeats(row.id, row.position.offset, row.id.made_at(), now) {
                 _ if !in_batch.insert(row.id) => Repeat::Yes,
                 Repeat::No if *may_repeat => Repeat::AskStore,
                 known => known,
@@ -88,7 +88,7 @@ impl Archive {
         written?;
         // Not before: a batch that is taken again must find the window as it was.
         for Said { row, .. } in &*said {
-            of.window.enter(row.id, row.position.offset, now);
+            of.window.enter(row.id, row.position.offset, row.id.made_at(), now);
         }
         counter!(ARCHIVE_REPEATS).increment((spoken - said.len()) as u64);
         Ok(())

@@ -12,20 +12,20 @@
 #[cfg(test)]
 mod impaired;
 mod recovery;
+mod repeats;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::{Clock, Lane, MessageId, Phone, Principal, StreamPosition, Timestamp};
+use eshaar_model::{Clock, Lane, Phone, Principal, StreamPosition, Timestamp};
 use eshaar_presence::{Presence, Slots};
 use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
-use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS, ROUTE_REPEATS};
+use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS};
 use eshaar_store::{Store, StoreError, StreamRow};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
 use eshaar_topics::{
@@ -37,7 +37,7 @@ use serde::Deserialize;
 
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
-use crate::window::{Repeat, Window};
+use crate::window::Window;
 use crate::{pause, prioritize};
 
 /// Records that are read at once when a window is read back.
@@ -160,6 +160,10 @@ struct Arrival {
     row: StreamRow,
     /// The record of this message that died is in the window, and its message is not in the stream.
     is_redriven: bool,
+    /// No record of the message is stamped earlier.
+    first_at: Timestamp,
+    /// See [`Envelope::latest`].
+    latest: Timestamp,
 }
 
 impl Route {
@@ -169,17 +173,17 @@ impl Route {
         let mut arrivals = Vec::with_capacity(batch.len());
         for (place, record) in batch.iter().enumerate() {
             match self.decide(record, now) {
-                Ok(Decision::Append(row)) => {
+                Ok(Decision::Append(row, first_at, latest)) => {
                     outcomes.push(Outcome::Done);
                     let is_redriven = record.headers.get(headers::REDRIVE).is_some();
-                    arrivals.push(Arrival { place, row, is_redriven });
+                    arrivals.push(Arrival { place, row, is_redriven, first_at, latest });
                 }
                 Ok(Decision::Expired(status)) => outcomes.push(Outcome::Forward(vec![status])),
                 Ok(Decision::Cancelled) => outcomes.push(Outcome::Done),
                 Err(error) => outcomes.push(error.into()),
             }
         }
-        self.drop_repeats(&partition.windows, &mut arrivals, now).await?;
+        self.drop_repeats(partition, &mut arrivals, now).await?;
         if arrivals.is_empty() {
             return Ok(outcomes);
         }
@@ -187,9 +191,9 @@ impl Route {
             outcomes[place] = Outcome::Retry { reason };
         }
         // Not before: a batch that is taken again must find the window as it was.
-        for Arrival { row, .. } in &arrivals {
+        for Arrival { row, latest, .. } in &arrivals {
             let window = &mut partition.windows[row.position.lane.index()];
-            window.enter(row.id, row.position.offset, now);
+            window.enter(row.id, row.position.offset, *latest, now);
         }
         let online = self.online(&arrivals).await;
         for (place, hints) in self.hints(&mut partition.previous, &arrivals, &online, batch, now).await {
@@ -215,55 +219,19 @@ impl Route {
                     message.map_or_else(|_| record.key.clone(), |of| Bytes::copy_from_slice(flow::key(&of).as_bytes()));
                 Ok(Decision::Expired(prioritize::expired((record, key), &envelope, at, &self.codecs)?))
             }
-            expires_at => Ok(Decision::Append(StreamRow {
-                phone,
-                position: StreamPosition { epoch: self.ports.log.epoch(), lane, offset: record.position.offset },
-                id: envelope.id,
-                at: record.timestamp,
-                expires_at,
-                value: record.value.clone(),
-            })),
+            expires_at => Ok(Decision::Append(
+                StreamRow {
+                    phone,
+                    position: StreamPosition { epoch: self.ports.log.epoch(), lane, offset: record.position.offset },
+                    id: envelope.id,
+                    at: record.timestamp,
+                    expires_at,
+                    value: record.value.clone(),
+                },
+                envelope.first_at,
+                envelope.latest(record.timestamp, now),
+            )),
         }
-    }
-
-    /// Drops what repeats an earlier record of the lane's partition, in the window or in this batch. Those that are too old
-    /// for the window, or were redriven, are looked up in the stream, all at once.
-    async fn drop_repeats(
-        &self,
-        windows: &[Window; 4],
-        arrivals: &mut Vec<Arrival>,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let before = arrivals.len();
-        let mut in_batch: AHashSet<(Lane, MessageId)> = AHashSet::with_capacity(before);
-        let mut asked: Vec<(Phone, StreamPosition, MessageId)> = Vec::new();
-        arrivals.retain(|Arrival { row, is_redriven, .. }| {
-            let StreamPosition { lane, offset, .. } = row.position;
-            let repeat = match in_batch.insert((lane, row.id)) {
-                false => Repeat::Yes,
-                true if *is_redriven => Repeat::AskStore,
-                true => windows[lane.index()].repeats(row.id, offset, now),
-            };
-            if repeat == Repeat::AskStore {
-                asked.push((row.phone, row.position, row.id));
-            }
-            repeat != Repeat::Yes
-        });
-        if !asked.is_empty() {
-            let stands = self.ports.store.streams.stands_before(&asked).await?;
-            let repeats: BTreeSet<(Lane, u64)> = asked
-                .iter()
-                .zip(stands)
-                .filter(|(_, stands)| *stands)
-                .map(|((_, at, _), _)| (at.lane, at.offset))
-                .collect();
-            arrivals.retain(|Arrival { row, .. }| !repeats.contains(&(row.position.lane, row.position.offset)));
-        }
-        let dropped = before - arrivals.len();
-        if dropped > 0 {
-            counter!(ROUTE_REPEATS).increment(dropped as u64);
-        }
-        Ok(())
     }
 
     /// Appends the rows of arrivals. Those that the store refuses, or that stand behind one of their stream that it refused,
@@ -421,7 +389,8 @@ impl Route {
         while reader.next_offset() < next {
             for record in first_of(&mut *reader).await?.iter().filter(|record| record.position.offset < next) {
                 if let Ok(envelope) = Envelope::read(&record.headers) {
-                    window.enter(envelope.id, record.position.offset, now);
+                    let latest = envelope.latest(record.timestamp, now);
+                    window.enter(envelope.id, record.position.offset, latest, now);
                 }
             }
         }
@@ -457,7 +426,8 @@ async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Record>,
 
 /// What is to be done with a record of a lane.
 enum Decision {
-    Append(StreamRow),
+    /// With the first time at which a record of the message can be stamped, and the latest that is known.
+    Append(StreamRow, Timestamp, Timestamp),
     Expired(NewRecord),
     Cancelled,
 }

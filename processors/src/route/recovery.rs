@@ -12,7 +12,7 @@ use ahash::AHashSet;
 use eshaar_model::{Lane, MessageId, Status, StreamPosition};
 use eshaar_schemas::EncodeError;
 use eshaar_service::metrics::ROUTE_RECOVERED;
-use eshaar_store::StoreError;
+use eshaar_store::{Earlier, StoreError};
 use eshaar_topics::flow::Envelope;
 use eshaar_topics::partitioner::partition_of;
 use eshaar_topics::{AppendError, Gap, LogError, NewRecord, Received, Stage as _, Topic, kept_time};
@@ -132,10 +132,12 @@ impl Route {
             .map(|stored| stored.row.id)
             .collect();
         lost.retain(|(_, envelope)| !settled.contains(&envelope.id));
-        let asked: Vec<_> = lost.iter().filter_map(|(_, of)| Some((of.to?, self.behind_all(of.lane), of.id))).collect();
+        let ask =
+            |of: &Envelope<'_>| Some(Earlier { phone: of.to?, position: self.behind_all(of.lane), id: of.id, from: 0 });
+        let asked: Vec<Earlier> = lost.iter().filter_map(|(_, of)| ask(of)).collect();
         let stands = self.ports.store.streams.stands_before(&asked).await?;
         let arrived: AHashSet<MessageId> =
-            asked.iter().zip(stands).filter(|(_, stands)| *stands).map(|((.., id), _)| *id).collect();
+            asked.iter().zip(stands).filter(|(_, stands)| *stands).map(|(earlier, _)| earlier.id).collect();
         lost.retain(|(_, envelope)| !arrived.contains(&envelope.id));
         Ok(())
     }

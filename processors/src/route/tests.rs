@@ -1,20 +1,22 @@
 //! Route on the embedded engines, with a store that fails and a stage that crashes where the test says.
 #![allow(clippy::unwrap_used)]
 
+mod repeats;
+
 use std::collections::BTreeMap;
 
-use eshaar_model::{Cursor, Epoch, Status};
+use eshaar_model::{Cursor, Epoch, MessageId, Status};
 use eshaar_schemas::StatusChanged;
 use eshaar_service::TraceContext;
 use eshaar_store::{StreamPage, StreamStore};
 use eshaar_topics::partitioner::partition_of;
-use eshaar_topics::redrive::Redriven;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::testing::{Engines, START, message};
+use crate::window::Repeat;
 
 /// When the store fails, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ enum Fault {
 struct Flaky {
     inner: Arc<dyn StreamStore>,
     fault: Mutex<Option<Fault>>,
+    /// Whether records are repeats, as it was asked.
+    questions: Mutex<Vec<eshaar_store::Earlier>>,
 }
 
 impl Flaky {
@@ -58,8 +62,9 @@ impl StreamStore for Flaky {
         self.inner.before(of).await
     }
 
-    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+    async fn stands_before(&self, of: &[eshaar_store::Earlier]) -> Result<Vec<bool>, StoreError> {
         self.fails(Fault::Lookup)?;
+        self.questions.lock().extend(of);
         self.inner.stands_before(of).await
     }
 
@@ -105,7 +110,7 @@ impl Rig {
     async fn open(options: Options) -> Self {
         let engines = Engines::open().await;
         let inner = Arc::clone(&engines.store.streams);
-        let flaky = Arc::new(Flaky { inner, fault: Mutex::default() });
+        let flaky = Arc::new(Flaky { inner, fault: Mutex::default(), questions: Mutex::default() });
         let ports = Ports {
             log: Arc::new(engines.log.clone()),
             store: Store { streams: Arc::clone(&flaky) as _, ..engines.store.clone() },
@@ -269,47 +274,6 @@ async fn a_message_that_expired_in_its_lane_ends_as_a_status_and_not_in_the_stre
 }
 
 #[tokio::test]
-async fn a_repeat_that_is_older_than_the_window_is_found_in_the_stream() {
-    let mut rig = Rig::open(Options { window_ids: 1, ..Options::default() }).await;
-    let sent = message(phones()[0]);
-    rig.enqueue(&sent, Lane::Normal).await;
-    for _ in 0..5 {
-        rig.enqueue(&message(phones()[0]), Lane::Normal).await;
-    }
-    rig.finish().await;
-    rig.enqueue(&sent, Lane::Normal).await;
-    rig.crash().await;
-    rig.finish().await;
-    let ids: Vec<MessageId> = rig.stream(&sent.recipient, [0; 4]).await.iter().map(|(_, _, id)| *id).collect();
-    assert_eq!((ids.len(), ids.iter().filter(|id| **id == sent.id).count()), (6, 1));
-}
-
-#[tokio::test]
-async fn a_redriven_record_is_appended_though_the_one_that_died_is_in_the_window_and_only_once() {
-    let mut rig = Rig::open(Options::default()).await;
-    let sent = message(phones()[0]);
-    rig.enqueue(&sent, Lane::Normal).await;
-    // It died: settled, and not in the stream. The next owner reads its record back into the window.
-    rig.committed[Lane::Normal.index()] = 1;
-    rig.crash().await;
-    let [died] = &rig.records(Topic::LaneNormal, 0, 0, 10).await[..] else { panic!("not one record") };
-    let redriven = Redriven {
-        topic: Topic::LaneNormal,
-        partition: 0,
-        key: died.key.clone(),
-        value: died.value.clone(),
-        headers: died.headers.clone(),
-        redrives: 0,
-    };
-    // Twice, as by one that died before it had written down that the log has it.
-    for _ in 0..2 {
-        rig.engines.log.append(vec![redriven.clone().record(START)]).await.unwrap();
-        rig.finish().await;
-    }
-    assert_eq!(rig.stream(&sent.recipient, [0; 4]).await, [(Lane::Normal, 1, sent.id)]);
-}
-
-#[tokio::test]
 async fn a_window_read_back_knows_what_stood_before_and_not_what_comes() {
     let mut rig = Rig::open(Options::default()).await;
     let sent = message(phones()[0]);
@@ -318,8 +282,11 @@ async fn a_window_read_back_knows_what_stood_before_and_not_what_comes() {
     rig.enqueue(&sent, Lane::Normal).await;
     rig.crash().await;
     let window = &rig.state.windows[Lane::Normal.index()];
-    assert_eq!((window.repeats(sent.id, 1, START), window.repeats(sent.id, 0, START)), (Repeat::Yes, Repeat::No));
-    assert_eq!(rig.state.windows[Lane::High.index()].repeats(sent.id, 0, START), Repeat::No);
+    assert_eq!(
+        (window.repeats(sent.id, 1, START, START), window.repeats(sent.id, 0, START, START)),
+        (Repeat::Yes, Repeat::No)
+    );
+    assert_eq!(rig.state.windows[Lane::High.index()].repeats(sent.id, 0, START, START), Repeat::No);
 }
 
 #[tokio::test]

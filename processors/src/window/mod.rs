@@ -14,7 +14,7 @@ use self::queue::Queue;
 
 /// How far the clock that an id was minted by may be ahead of the one that the record was stamped by, or of this process's,
 /// in milliseconds. The store is asked about ids that are further ahead.
-const SKEW_MS: i64 = 10_000;
+pub(crate) const SKEW_MS: i64 = 10_000;
 
 /// Whether a record repeats an earlier one of its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(crate) struct Window {
     hasher: RandomState,
     /// The ids of all records stamped from then on were entered.
     covered_from: Timestamp,
-    /// The latest time of an id that was let go.
+    /// The latest time of a message whose id was let go.
     let_go_to: Timestamp,
     /// Ids from the future.
     ahead: Ahead,
@@ -53,6 +53,8 @@ pub(crate) struct Window {
 struct Seen {
     id: MessageId,
     entered_at: Timestamp,
+    /// Other records of the message are stamped earlier, or tell in `first_at` of a time that is not later.
+    latest: Timestamp,
     lowest: u64,
 }
 
@@ -74,25 +76,28 @@ impl Window {
         }
     }
 
-    /// Whether the message at `offset` repeats one at a lower offset. `now` decides which ids are from the future.
-    pub(crate) fn repeats(&self, id: MessageId, offset: u64, now: Timestamp) -> Repeat {
+    /// Whether the message at `offset` repeats one at a lower offset. No record of the message is stamped before `first_at`: the
+    /// time in its id, unless its headers know better. `now` decides which ids are from the future.
+    pub(crate) fn repeats(&self, id: MessageId, offset: u64, first_at: Timestamp, now: Timestamp) -> Repeat {
         let place = self.places.find(self.hasher.hash_one(id), |place| self.is_at(id, *place));
         let seen = place.and_then(|place| self.seen.get(*place)).map(|seen| seen.lowest);
         match seen.or_else(|| self.ahead.lowest(id)) {
             Some(lowest) if lowest < offset => Repeat::Yes,
-            None if self.has_edge() && !self.covers(id, now) => Repeat::AskStore,
+            None if self.has_edge() && !self.covers(id, first_at, now) => Repeat::AskStore,
             // New; or this very record, taken again: one that stands before it would have been entered before it.
             Some(_) | None => Repeat::No,
         }
     }
 
-    /// Remembers the message at `offset`, which was handled `now`.
-    pub(crate) fn enter(&mut self, id: MessageId, offset: u64, now: Timestamp) {
+    /// Remembers the message at `offset`, which was handled `now`. Once it is let go of, the store is asked about messages whose
+    /// `first_at` is not past `latest`.
+    pub(crate) fn enter(&mut self, id: MessageId, offset: u64, latest: Timestamp, now: Timestamp) {
         let (seen, hasher) = (&mut self.seen, &self.hasher);
         let hash = hasher.hash_one(id);
         if let Some(place) = self.places.find(hash, |place| seen.get(*place).is_some_and(|seen| seen.id == id)) {
             if let Some(seen) = seen.get_mut(*place) {
                 seen.lowest = seen.lowest.min(offset);
+                seen.latest = seen.latest.max(latest);
             }
             return;
         }
@@ -100,7 +105,7 @@ impl Window {
             self.ahead.enter(id, offset);
             return;
         }
-        let place = seen.push(Seen { id, entered_at: now, lowest: offset });
+        let place = seen.push(Seen { id, entered_at: now, latest, lowest: offset });
         self.places.insert_unique(hash, place, |place| seen.get(*place).map_or(0, |seen| hasher.hash_one(seen.id)));
         // A clock that was ahead when the window was opened has been set back since.
         self.covered_from = self.covered_from.min(now.plus_millis(self.span_ms));
@@ -110,14 +115,14 @@ impl Window {
     /// Lets go of what was entered first while it is older than the span, or there is too much.
     fn forget(&mut self, now: Timestamp) {
         let horizon = now.plus_millis(-self.span_ms);
-        while let Some((place, Seen { id, entered_at, lowest })) = self.seen.front() {
+        while let Some((place, Seen { id, entered_at, latest, lowest })) = self.seen.front() {
             if *entered_at >= horizon && self.seen.len() <= self.most {
                 break;
             }
             if is_from_the_future(*id, now) {
                 self.ahead.enter(*id, *lowest);
             } else {
-                self.let_go_to = self.let_go_to.max(id.made_at());
+                self.let_go_to = self.let_go_to.max(*latest);
             }
             if let Ok(found) = self.places.find_entry(self.hasher.hash_one(id), |other| *other == place) {
                 found.remove();
@@ -132,10 +137,10 @@ impl Window {
     }
 
     /// Whether an id that is not in the window is in no earlier record.
-    fn covers(&self, id: MessageId, now: Timestamp) -> bool {
-        let made_at = id.made_at();
-        made_at > self.let_go_to
-            && made_at >= self.covered_from.plus_millis(SKEW_MS)
+    fn covers(&self, id: MessageId, first_at: Timestamp, now: Timestamp) -> bool {
+        first_at > self.let_go_to
+            && first_at >= self.covered_from.plus_millis(SKEW_MS)
+            && first_at.millis_since(now) <= SKEW_MS
             && !is_from_the_future(id, now)
             && !self.ahead.may_have_had(id)
     }
@@ -166,21 +171,55 @@ mod tests {
         START.plus_millis(millis)
     }
 
+    /// Of a message whose headers say nothing of its age.
+    fn repeats(window: &Window, id: MessageId, offset: u64, now: Timestamp) -> Repeat {
+        window.repeats(id, offset, id.made_at(), now)
+    }
+
+    fn enter(window: &mut Window, id: MessageId, offset: u64, now: Timestamp) {
+        window.enter(id, offset, id.made_at(), now);
+    }
+
+    #[test]
+    fn an_old_id_whose_first_record_is_young_is_new() {
+        let mut window = Window::new(SPAN_MS, 2, START);
+        let old = MessageId::new(after(-DAY_MS));
+        for round in 1..10 {
+            let now = after(round * SKEW_MS);
+            let line = MessageId::new(after(-DAY_MS));
+            assert_eq!(window.repeats(line, round as u64, now, now), Repeat::No);
+            window.enter(line, round as u64, now, now);
+        }
+        // The old one may have been among those that were let go.
+        let now = after(10 * SKEW_MS);
+        assert_eq!(repeats(&window, old, 100, now), Repeat::AskStore);
+    }
+
+    /// A repeat may stand before the record of the first attempt, which the log's client appended late.
+    #[test]
+    fn a_late_first_record_is_asked_of_the_store_once_its_repeat_was_let_go() {
+        let mut window = Window::new(SPAN_MS, 1, BEGINNING);
+        let (id, first, repeated) = (MessageId::new(after(-DAY_MS)), START, after(20_000));
+        window.enter(id, 1, repeated, repeated);
+        window.enter(MessageId::new(repeated), 2, repeated, repeated);
+        assert_eq!(window.repeats(id, 3, first, repeated), Repeat::AskStore);
+    }
+
     #[test]
     fn an_id_at_a_lower_offset_makes_a_repeat_and_its_own_offset_does_not() {
         let mut window = Window::new(SPAN_MS, 10, BEGINNING);
         let id = MessageId::new(START);
-        assert_eq!(window.repeats(id, 5, START), Repeat::No);
-        window.enter(id, 5, START);
-        assert_eq!((window.repeats(id, 5, START), window.repeats(id, 6, START)), (Repeat::No, Repeat::Yes));
+        assert_eq!(repeats(&window, id, 5, START), Repeat::No);
+        enter(&mut window, id, 5, START);
+        assert_eq!((repeats(&window, id, 5, START), repeats(&window, id, 6, START)), (Repeat::No, Repeat::Yes));
     }
 
     #[test]
     fn an_id_older_than_what_is_covered_is_asked_of_the_store() {
         let window = Window::new(SPAN_MS, 10, START);
         let now = after(SKEW_MS);
-        assert_eq!(window.repeats(MessageId::new(after(-1)), 5, now), Repeat::AskStore);
-        assert_eq!(window.repeats(MessageId::new(now), 5, now), Repeat::No);
+        assert_eq!(repeats(&window, MessageId::new(after(-1)), 5, now), Repeat::AskStore);
+        assert_eq!(repeats(&window, MessageId::new(now), 5, now), Repeat::No);
     }
 
     #[test]
@@ -189,22 +228,22 @@ mod tests {
         let ids: Vec<MessageId> = (0..3).map(|second| MessageId::new(after(second * 20_000))).collect();
         let now = after(100_000);
         for (offset, id) in ids.iter().enumerate() {
-            window.enter(*id, offset as u64, now);
+            enter(&mut window, *id, offset as u64, now);
         }
-        assert_eq!(window.repeats(ids[0], 9, now), Repeat::AskStore);
-        assert_eq!((window.repeats(ids[1], 9, now), window.repeats(ids[2], 9, now)), (Repeat::Yes, Repeat::Yes));
+        assert_eq!(repeats(&window, ids[0], 9, now), Repeat::AskStore);
+        assert_eq!((repeats(&window, ids[1], 9, now), repeats(&window, ids[2], 9, now)), (Repeat::Yes, Repeat::Yes));
     }
 
     #[test]
     fn an_id_is_kept_for_the_span_by_this_clock_whatever_its_record_says() {
         let mut window = Window::new(SPAN_MS, 10, BEGINNING);
         let (old, id) = (MessageId::new(after(-DAY_MS)), MessageId::new(START));
-        window.enter(old, 1, START);
-        window.enter(id, 2, START);
-        window.enter(MessageId::new(after(DAY_MS)), 3, after(SPAN_MS));
-        assert_eq!((window.repeats(old, 4, START), window.repeats(id, 4, START)), (Repeat::Yes, Repeat::Yes));
-        window.enter(MessageId::new(after(SPAN_MS + 1)), 5, after(SPAN_MS + 1));
-        assert_eq!(window.repeats(id, 6, after(SPAN_MS + 1)), Repeat::AskStore);
+        enter(&mut window, old, 1, START);
+        enter(&mut window, id, 2, START);
+        enter(&mut window, MessageId::new(after(DAY_MS)), 3, after(SPAN_MS));
+        assert_eq!((repeats(&window, old, 4, START), repeats(&window, id, 4, START)), (Repeat::Yes, Repeat::Yes));
+        enter(&mut window, MessageId::new(after(SPAN_MS + 1)), 5, after(SPAN_MS + 1));
+        assert_eq!(repeats(&window, id, 6, after(SPAN_MS + 1)), Repeat::AskStore);
     }
 
     /// A host whose clock is a day ahead, among others: the store is asked about that host's messages, never about the others'.
@@ -215,11 +254,11 @@ mod tests {
             for round in 0..200 {
                 let now = after(now_ms * round / 200 + round);
                 let (honest, ahead) = (MessageId::new(now), MessageId::new(now.plus_millis(DAY_MS)));
-                assert_eq!(window.repeats(honest, 2 * round as u64, now), Repeat::No, "{round}");
-                assert_eq!(window.repeats(ahead, 2 * round as u64, now), Repeat::AskStore, "{round}");
-                window.enter(honest, 2 * round as u64, now);
-                window.enter(ahead, 2 * round as u64 + 1, now);
-                assert_eq!(window.repeats(ahead, 10_000, now), Repeat::Yes);
+                assert_eq!(repeats(&window, honest, 2 * round as u64, now), Repeat::No, "{round}");
+                assert_eq!(repeats(&window, ahead, 2 * round as u64, now), Repeat::AskStore, "{round}");
+                enter(&mut window, honest, 2 * round as u64, now);
+                enter(&mut window, ahead, 2 * round as u64 + 1, now);
+                assert_eq!(repeats(&window, ahead, 10_000, now), Repeat::Yes);
             }
         }
     }
@@ -227,10 +266,10 @@ mod tests {
     #[test]
     fn a_window_that_was_opened_by_a_clock_that_was_ahead_covers_what_comes_once_the_clock_is_right() {
         let mut window = Window::new(SPAN_MS, 10, after(DAY_MS));
-        assert_eq!(window.repeats(MessageId::new(START), 1, START), Repeat::AskStore);
-        window.enter(MessageId::new(START), 1, START);
+        assert_eq!(repeats(&window, MessageId::new(START), 1, START), Repeat::AskStore);
+        enter(&mut window, MessageId::new(START), 1, START);
         let later = after(SPAN_MS + SKEW_MS);
-        assert_eq!(window.repeats(MessageId::new(later), 2, later), Repeat::No);
+        assert_eq!(repeats(&window, MessageId::new(later), 2, later), Repeat::No);
     }
 
     proptest! {
@@ -255,13 +294,13 @@ mod tests {
                 // From this record on the clock of this process is wrong by so much.
                 let now = after(passed + if offset >= jump.0 { jump.1.min(passed) } else { 0 });
                 let (id, offset) = (ids[place], offset as u64);
-                match window.repeats(id, offset, now) {
+                match repeats(&window, id, offset, now) {
                     Repeat::Yes => prop_assert!(stood.contains(&id)),
                     Repeat::No => prop_assert!(!stood.contains(&id)),
                     Repeat::AskStore => {}
                 }
                 stood.insert(id);
-                window.enter(id, offset, now);
+                enter(&mut window, id, offset, now);
             }
         }
 
@@ -277,9 +316,9 @@ mod tests {
             for (offset, (is_honest, pause, ahead)) in records.into_iter().enumerate() {
                 now = now.plus_millis(pause + 1);
                 let id = MessageId::new(if is_honest { now } else { now.plus_millis(ahead) });
-                let repeat = window.repeats(id, offset as u64, now);
+                let repeat = repeats(&window, id, offset as u64, now);
                 prop_assert_eq!(repeat, if is_honest { Repeat::No } else { Repeat::AskStore });
-                window.enter(id, offset as u64, now);
+                enter(&mut window, id, offset as u64, now);
             }
         }
     }

@@ -10,10 +10,23 @@ use crate::{BroadcastRow, Counts, StoreError, Tally};
 super::checks! {
     /// Every check of the broadcast port.
     a_broadcast_is_open_from_when_it_is_opened_until_it_is_closed,
+    a_broadcast_that_is_not_open_yet_may_be_written_anew,
     broadcasts_are_listed_by_business_the_newest_first,
     the_tally_of_the_highest_place_stands,
     the_counts_of_a_broadcast_are_those_of_all_its_tallies,
     what_is_old_goes,
+}
+
+/// An attempt whose record never came to the log is followed by another, with times of its own.
+async fn a_broadcast_that_is_not_open_yet_may_be_written_anew(subject: &Subject) -> Result<(), StoreError> {
+    let broadcasts = &subject.store.broadcasts;
+    let first = row(subject, 0);
+    let second =
+        BroadcastRow { created_at: start().plus_millis(5_000), value: Bytes::from_static(b"anew"), ..first.clone() };
+    broadcasts.put(first.clone()).await?;
+    broadcasts.put(second.clone()).await?;
+    assert_eq!(broadcasts.get(&[first.id]).await?, [second]);
+    Ok(())
 }
 
 fn row(subject: &Subject, after_ms: i64) -> BroadcastRow {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use eshaar_model::{Cursor, Epoch, Lane, MessageId};
 
 use super::{STREAM_TTL_MS, Subject, start};
-use crate::{StoreError, StreamRow};
+use crate::{Earlier, StoreError, StreamRow};
 
 super::checks! {
     /// Every check of the stream port.
@@ -19,6 +19,7 @@ super::checks! {
     phones_do_not_see_each_others_rows,
     before_finds_the_offset_right_below,
     a_repeat_is_found_at_a_lower_offset_or_in_an_earlier_epoch,
+    a_repeat_is_found_behind_many_rows,
     the_head_is_the_highest_offset_of_its_partition,
     nothing_is_below_the_floor_while_nothing_expired,
     the_floor_rises_over_what_expired_and_trim_lets_go_of_it,
@@ -199,7 +200,37 @@ async fn a_repeat_is_found_at_a_lower_offset_or_in_an_earlier_epoch(subject: &Su
         (subject.phone(1), subject.at(1, Lane::Normal, 9), new_id),
         (subject.phone(1), subject.at(2, Lane::Normal, 9), other),
     ];
-    assert_eq!(streams.stands_before(&of).await?, [true, false, true, false, false, false, false]);
+    let questions = |from| of.map(|(phone, position, id)| Earlier { phone, position, id, from });
+    let found = streams.stands_before(&questions(0)).await?;
+    assert_eq!(found, [true, false, true, false, false, false, false]);
+    // From an offset on: nothing below it, nor in earlier epochs.
+    let found = streams.stands_before(&questions(5)).await?;
+    assert_eq!(found, [true, false, false, false, false, false, false]);
+    assert_eq!(streams.stands_before(&questions(6)).await?, [false; 7]);
+    Ok(())
+}
+
+async fn a_repeat_is_found_behind_many_rows(subject: &Subject) -> Result<(), StoreError> {
+    let streams = &subject.store.streams;
+    let rows: Vec<_> = (0..2_500).map(|n| subject.row(1, subject.at(1, Lane::Bulk, n), n as i64)).collect();
+    let (first, last) = (rows[0].id, rows[2_499].id);
+    streams.append(0, rows).await?;
+    let question = |epoch, id, offset, from| Earlier {
+        phone: subject.phone(1),
+        position: subject.at(epoch, Lane::Bulk, offset),
+        id,
+        from,
+    };
+    let of = [
+        question(1, first, 2_500, 0),
+        question(1, last, 2_500, 0),
+        question(1, last, 2_500, 2_000),
+        question(1, last, 2_499, 0),
+        question(2, last, 0, 0),
+        question(2, last, 0, 1),
+        question(1, first, 2_500, 1),
+    ];
+    assert_eq!(streams.stands_before(&of).await?, [true, true, true, false, true, false, false]);
     Ok(())
 }
 

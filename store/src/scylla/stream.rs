@@ -17,7 +17,7 @@ use super::call::Call;
 use super::columns::{epoch, highest_wins, integer, lane, optional_time, phone, time, timestamp, ttl_s};
 use super::gather::{Write, rounds};
 use super::{Cql, columns};
-use crate::{StoreError, StreamPage, StreamRow, StreamStore};
+use crate::{Earlier, StoreError, StreamPage, StreamRow, StreamStore};
 
 /// Most rows of a page.
 const PAGE_ROWS: usize = 1_000;
@@ -79,16 +79,9 @@ impl StreamStore for Cql {
         call.each(of.iter().map(|(of, at)| lookup(*of, *at)).collect()).await
     }
 
-    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+    async fn stands_before(&self, of: &[Earlier]) -> Result<Vec<bool>, StoreError> {
         let call = self.call("find_repeats")?;
-        let statement = &call.statements().places_before;
-        let lookup = async |of: Phone, at: StreamPosition, id: MessageId| {
-            let key = (phone(of), epoch(at.epoch), lane(at.lane), integer(at.offset), Uuid::from(id));
-            let rows = call.read(statement, key).await?;
-            let lanes = call.rows(&rows, |(_, lane): (i32, i8)| Ok(lane))?;
-            Ok(lanes.contains(&lane(at.lane)))
-        };
-        call.each(of.iter().map(|(of, at, id)| lookup(*of, *at, *id)).collect()).await
+        call.each(of.iter().map(|earlier| Box::pin(stands_before(&call, *earlier))).collect()).await
     }
 
     async fn head(&self, of: Epoch, in_lane: Lane, partition: u32) -> Result<Option<u64>, StoreError> {
@@ -145,6 +138,35 @@ impl StreamStore for Cql {
     /// Rows go by themselves.
     async fn trim(&self, _now: Timestamp) -> Result<usize, StoreError> {
         self.call("trim_streams").map(|_| 0)
+    }
+}
+
+/// Reads the ids of the range a page at a time, then those of the lane in earlier epochs.
+async fn stands_before(call: &Call<'_>, earlier: Earlier) -> Result<bool, StoreError> {
+    let Earlier { phone: of, position, id, from } = earlier;
+    let (of, id) = (phone(of), Uuid::from(id));
+    let (mut in_epoch, mut from, mut below) = (epoch(position.epoch), integer(from), integer(position.offset));
+    let searches_epochs = from == 0;
+    loop {
+        while from < below {
+            let key = (of, in_epoch, lane(position.lane), from, below, PAGE_ROWS as i32);
+            let rows = call.read(&call.statements().ids_between, key).await?;
+            let ids = call.rows(&rows, |(offset, id): (i64, Uuid)| Ok((offset, id)))?;
+            if ids.iter().any(|(_, found)| *found == id) {
+                return Ok(true);
+            }
+            match ids.last() {
+                Some((last, _)) if ids.len() == PAGE_ROWS => from = last + 1,
+                _ => break,
+            }
+        }
+        if !searches_epochs {
+            return Ok(false);
+        }
+        match call.first::<(i32,)>(&call.statements().epoch_before, (of, in_epoch)).await? {
+            Some((older,)) => (in_epoch, from, below) = (older, 0, i64::MAX),
+            None => return Ok(false),
+        }
     }
 }
 

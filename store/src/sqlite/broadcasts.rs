@@ -153,7 +153,7 @@ impl BroadcastStore for Sqlite {
 fn insert(db: &Connection, row: &BroadcastRow) -> Result<()> {
     db.prepare_cached(
         "INSERT INTO broadcast (id, business, created_at, state, value) VALUES (?1, ?2, ?3, 0, ?4)
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT DO UPDATE SET created_at = excluded.created_at, value = excluded.value WHERE state = 0",
     )?
     .execute(params![row.id.as_bytes(), row.business.as_str(), row.created_at.as_millis(), &row.value[..]])
     .map(drop)

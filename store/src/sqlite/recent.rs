@@ -17,6 +17,8 @@ use eshaar_model::{Cursor, Epoch, Lane, MessageId, Phone, StreamPosition, Timest
 use parking_lot::RwLock;
 use rusqlite::{Connection, Result, params};
 
+use crate::Earlier;
+
 use super::columns::{identity, integer, lane, phone, timestamp, unsigned};
 
 /// Where an entry stands: in the order of the index.
@@ -65,9 +67,14 @@ impl Recent {
         entries.range((phone, first)..(phone, position)).next_back().map(|((_, position), _)| position.offset)
     }
 
-    /// Whether `id` stands below a place in its lane, or in the lane in an earlier epoch.
-    pub(super) fn stands_before(&self, (phone, position): Place, id: MessageId) -> bool {
-        let first = StreamPosition { epoch: Epoch(0), lane: Lane::High, offset: 0 };
+    /// True if the message stands in the range, or in the lane in an earlier epoch where those are searched too.
+    pub(super) fn stands_before(&self, query: &Earlier) -> bool {
+        let Earlier { phone, position, id, from } = *query;
+        let first = if from == 0 {
+            StreamPosition { epoch: Epoch(0), lane: Lane::High, offset: 0 }
+        } else {
+            StreamPosition { offset: from.min(position.offset), ..position }
+        };
         let entries = self.0.read();
         let below = entries.range((phone, first)..(phone, position));
         below.filter(|((_, at), _)| at.lane == position.lane).any(|(_, entry)| entry.id == id)

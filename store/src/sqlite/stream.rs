@@ -14,7 +14,7 @@ use super::columns::{bytes, identity, integer, lane, optional_timestamp, phone, 
 use super::recent::{Entry, Recent};
 use super::writer::Tables;
 use super::{Operation, Sqlite};
-use crate::{StoreError, StreamPage, StreamRow, StreamStore};
+use crate::{Earlier, StoreError, StreamPage, StreamRow, StreamStore};
 
 /// Most rows of a page.
 const PAGE_ROWS: usize = 1_000;
@@ -42,7 +42,7 @@ impl StreamStore for Sqlite {
         self.query(Operation::new("find_before"), move |db| before(db, &recent, &of)).await
     }
 
-    async fn stands_before(&self, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>, StoreError> {
+    async fn stands_before(&self, of: &[Earlier]) -> Result<Vec<bool>, StoreError> {
         let (of, recent) = (of.to_vec(), Arc::clone(&self.recent));
         self.query(Operation::new("find_repeats"), move |db| stands_before(db, &recent, &of)).await
     }
@@ -326,23 +326,23 @@ fn before(db: &Connection, recent: &Recent, of: &[(Phone, StreamPosition)]) -> R
         .collect()
 }
 
-fn stands_before(db: &Connection, recent: &Recent, of: &[(Phone, StreamPosition, MessageId)]) -> Result<Vec<bool>> {
-    let mut lower = db.prepare_cached(
-        "SELECT 1 FROM stream WHERE phone = ?1 AND epoch = ?2 AND lane = ?3 AND offset < ?4 AND id = ?5",
-    )?;
-    let mut earlier =
-        db.prepare_cached("SELECT 1 FROM stream WHERE phone = ?1 AND epoch < ?2 AND lane = ?3 AND id = ?4")?;
+fn stands_before(db: &Connection, recent: &Recent, of: &[Earlier]) -> Result<Vec<bool>> {
+    let mut lower = db.prepare_cached(LOWER)?;
+    let mut earlier = db.prepare_cached(IN_EARLIER_EPOCHS)?;
     of.iter()
-        .map(|(phone, position, id)| {
-            let StreamPosition { epoch, lane, offset } = position;
-            let stands = recent.stands_before((*phone, *position), *id);
+        .map(|query| {
+            let Earlier { phone, position: StreamPosition { epoch, lane, offset }, id, from } = query;
             let (phone, lane) = (integer(phone.digits()), *lane as u8);
-            Ok(stands
-                || lower.exists(params![phone, epoch.0, lane, integer(*offset), id.as_bytes()])?
-                || earlier.exists(params![phone, epoch.0, lane, id.as_bytes()])?)
+            Ok(recent.stands_before(query)
+                || lower.exists(params![phone, epoch.0, lane, integer(*from), integer(*offset), id.as_bytes()])?
+                || (*from == 0 && earlier.exists(params![phone, epoch.0, lane, id.as_bytes()])?))
         })
         .collect()
 }
+
+const LOWER: &str = "SELECT 1 FROM stream
+     WHERE phone = ?1 AND epoch = ?2 AND lane = ?3 AND offset >= ?4 AND offset < ?5 AND id = ?6";
+const IN_EARLIER_EPOCHS: &str = "SELECT 1 FROM stream WHERE phone = ?1 AND epoch < ?2 AND lane = ?3 AND id = ?4";
 
 /// Behind what was let go of, and behind every mark whose span has wholly expired: that may go next.
 fn floor(db: &Connection, epoch: Epoch, lane: Lane, partition: u32, expired: Timestamp) -> Result<u64> {

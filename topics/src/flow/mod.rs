@@ -12,7 +12,8 @@ use eshaar_service::TraceContext;
 
 pub use self::envelope::{Envelope, HeaderError};
 use crate::headers::{
-    BROADCAST, CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TYPE, CORRELATION, EXPIRES_MS, FROM, LANE, TO, TRACEPARENT,
+    BROADCAST, CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TYPE, CORRELATION, EXPIRES_MS, FIRST_MS, FROM, LANE,
+    REPEAT, TO, TRACEPARENT,
 };
 use crate::{Headers, NewRecord, Topic};
 
@@ -99,8 +100,22 @@ pub fn scheduled(accepted: NewRecord, now: Timestamp) -> NewRecord {
     NewRecord { topic: Topic::MessagesScheduled, timestamp: now, ..accepted }
 }
 
+/// A message's record, marked as one that an earlier attempt of its request may have appended.
+#[must_use]
+pub fn may_repeat(record: NewRecord) -> NewRecord {
+    NewRecord { headers: record.headers.with(REPEAT, b"1"), ..record }
+}
+
+/// A message's record, marked so that readers look for repeats of it among records from `at` on, not from the time in its
+/// id on.
+#[must_use]
+pub fn first_at(record: NewRecord, at: Timestamp) -> NewRecord {
+    NewRecord { headers: record.headers.with(FIRST_MS, at.as_millis().to_string().as_bytes()), ..record }
+}
+
 /// The record of `messages.accepted` for a message whose time has come, made anew as one that is accepted `now`: `headers`
-/// are those of its record in `messages.scheduled`, whose key is `key`.
+/// are those of its record in `messages.scheduled`, whose key is `key`. Repeats of it are stamped with the time that it is
+/// due, or later.
 ///
 /// # Errors
 /// When the message cannot be written by its schema.
@@ -110,11 +125,13 @@ pub fn come_due(
     now: Timestamp,
     codecs: &Codecs,
 ) -> Result<NewRecord, EncodeError> {
+    let due = message.created_at;
     let value = codecs.encode(&Message { created_at: now.as_millis(), ..message })?;
-    let time = now.to_string();
+    let (time, due) = (now.to_string(), due.to_string());
     let kept = headers.iter().filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)));
-    let headers =
-        Headers::new(kept.map(|(name, value)| if name == CE_TIME { (name, time.as_bytes()) } else { (name, value) }));
+    let kept = kept.filter(|(name, _)| *name != FIRST_MS);
+    let kept = kept.map(|(name, value)| if name == CE_TIME { (name, time.as_bytes()) } else { (name, value) });
+    let headers = Headers::new(kept.chain([(FIRST_MS, due.as_bytes())]));
     Ok(NewRecord { topic: Topic::MessagesAccepted, partition: None, key, value, headers, timestamp: now })
 }
 
@@ -322,6 +339,8 @@ mod tests {
             from: "acme-bank",
             to: Some("+966501234567".parse().unwrap()),
             expires_at: Some(AT.plus_millis(5)),
+            first_at: message.id.made_at(),
+            may_repeat: false,
             broadcast: None,
             origin: Origin { traceparent: Some(&trace), correlation: Some("c-1") },
         };
@@ -350,7 +369,8 @@ mod tests {
         let now = AT.plus_millis(3);
         let sent = come_due(due.clone(), (waiting.key, &waiting.headers), now, &codecs).unwrap();
         let expected = accepted(&Message { created_at: now.as_millis(), ..due }, Lane::Low, &codecs, &trace).unwrap();
-        assert_eq!((sent.topic, sent.timestamp, sent.key), (expected.topic, now, expected.key));
+        assert_eq!((sent.topic, sent.timestamp, &sent.key), (expected.topic, now, &expected.key));
+        let expected = first_at(expected, AT);
         assert_eq!((sent.value, sent.headers), (expected.value, expected.headers));
     }
 
@@ -428,7 +448,8 @@ mod tests {
             wrong[place].0 = "other";
             assert_eq!(read(&wrong), Err(name));
         }
-        for (name, value) in [(CE_ID, "7"), (LANE, "fast"), (TO, "0501234567"), (EXPIRES_MS, "soon")] {
+        let wrong = [(CE_ID, "7"), (LANE, "fast"), (TO, "0501234567"), (EXPIRES_MS, "soon"), (FIRST_MS, "soon")];
+        for (name, value) in wrong {
             assert_eq!(read(&[(name, value), whole[1], whole[2]]), Err(name));
         }
     }
