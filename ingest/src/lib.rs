@@ -31,6 +31,7 @@ mod queues;
 mod read;
 mod root;
 mod router;
+mod shares;
 mod stream;
 mod submit;
 mod unread;
@@ -97,8 +98,10 @@ pub(crate) struct Inner {
     pub(crate) ids: submit::Ids,
     pub(crate) claims: idempotency::Claims,
     pub(crate) admission: admission::Admission,
-    /// Bulk requests that may still begin.
-    pub(crate) bulk_slots: Arc<tokio::sync::Semaphore>,
+    /// Places for uploads.
+    pub(crate) uploads: Arc<shares::Shares>,
+    /// Memory for answers of bulk requests, in bytes.
+    pub(crate) answers: Arc<shares::Shares>,
 }
 
 impl App {
@@ -106,8 +109,10 @@ impl App {
         let claims = idempotency::Claims::new(Arc::clone(&deps.store.claims));
         let (limits, depths, log) = (Arc::clone(&deps.limits), Arc::clone(&deps.depths), Arc::clone(&deps.log));
         let admission = admission::Admission::new(limits, depths, log, &options.queue, options.bulk.patience());
-        let bulk_slots = Arc::new(tokio::sync::Semaphore::new(options.bulk.concurrent.get()));
-        Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, admission, bulk_slots }))
+        let bulk = &options.bulk;
+        let uploads = shares::Shares::new(bulk.concurrent.get(), bulk.concurrent_per_business.get());
+        let answers = shares::Shares::new(bulk.unread_answers_bytes, bulk.unread_answers_bytes / 4);
+        Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, admission, uploads, answers }))
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Options {
     pub redrives_per_s: NonZeroU32,
     /// How much may wait to be delivered.
     pub queue: QueueOptions,
-    /// Limits of `POST /v1/messages/bulk`.
+    /// Limits of uploads.
     pub bulk: BulkOptions,
 }
 
@@ -40,7 +40,7 @@ pub struct QueueOptions {
     pub bulk: NonZeroU64,
 }
 
-/// Limits of `POST /v1/messages/bulk`.
+/// Limits of uploads: `POST /v1/messages/bulk` and `PUT /v1/audiences/{name}`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BulkOptions {
@@ -54,15 +54,26 @@ pub struct BulkOptions {
     pub max_ratio: u64,
     /// Most lines that are appended to the log at once: 500.
     pub batch_lines: NonZeroUsize,
-    /// Batches of answers that wait for a client that sends before it reads: 64. Then its upload is read no further.
-    pub answer_batches: NonZeroUsize,
+    /// Memory for answers that clients have not read yet, of all uploads of this process, in bytes: 134217728. A business may
+    /// have a quarter of it.
+    pub unread_answers_bytes: usize,
     /// How long a client may neither send nor read, in seconds: 30.
     pub stall_timeout_s: u64,
+    /// Least that a client must send on average over `min_rate_window_s`, in bytes a second once decompressed: 256. Only time
+    /// that is spent waiting for the client counts.
+    pub min_rate_bytes_per_s: u64,
+    /// Over how much time spent waiting for the client its rate is measured, in seconds: 60.
+    pub min_rate_window_s: u64,
+    /// How long an upload may take in all, in seconds: 7200.
+    pub max_duration_s: u64,
     /// How long an upload waits where its sender's rate or the queue has no room for its next line, in seconds: 30. Then the
     /// lines that were read and not accepted are refused.
     pub patience_s: u64,
-    /// Most bulk requests at a time, in this process: 32. Further ones are answered 503.
+    /// Most uploads at a time, in this process, of lines and of audiences: 32. Further ones are answered 503. A quarter is kept
+    /// for businesses that have none under way.
     pub concurrent: NonZeroUsize,
+    /// Most uploads of one business at a time: 8. Further ones are answered 503.
+    pub concurrent_per_business: NonZeroUsize,
 }
 
 impl Options {
@@ -82,6 +93,14 @@ impl Options {
 impl BulkOptions {
     pub(crate) const fn patience(&self) -> Duration {
         Duration::from_secs(self.patience_s)
+    }
+
+    pub(crate) const fn max_duration(&self) -> Duration {
+        Duration::from_secs(self.max_duration_s)
+    }
+
+    pub(crate) const fn min_rate_window(&self) -> Duration {
+        Duration::from_secs(self.min_rate_window_s)
     }
 
     pub(crate) const fn stall_timeout(&self) -> Duration {

@@ -1,5 +1,7 @@
 //! Every error of the API, and what it becomes over HTTP. Nothing here holds what a client sent but names of fields.
 
+use std::time::Duration;
+
 use eshaar_auth::AuthError;
 use eshaar_model::{ConversationClosed, PairError, Permission, ReplyRefused, Status};
 use eshaar_schemas::{DecodeError, EncodeError, RegistryError};
@@ -194,6 +196,22 @@ pub(crate) fn timed_out() -> Problem {
 
 pub(crate) fn bulk_busy(limit: usize) -> Problem {
     unavailable("bulk_busy", format!("{limit} bulk requests are under way already, which is the most at a time"))
+}
+
+/// Of one business.
+pub(crate) fn too_many_uploads(limit: usize) -> Problem {
+    let detail = format!("{limit} uploads of your business are under way already, which is the most at a time");
+    unavailable("bulk_busy", detail)
+}
+
+/// The client has read no answers for so long.
+pub(crate) fn answers_unread(waited: Duration) -> Problem {
+    let detail = format!(
+        "no answers were read for {} s, and there is no memory for more: lines behind `last_line` were not read. Read the \
+         answers while you send, or ask for `answers=summary`",
+        waited.as_secs()
+    );
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "answers_unread", detail)
 }
 
 fn unavailable(code: &'static str, detail: impl Into<String>) -> Problem {

@@ -1,13 +1,13 @@
 //! `/v1/audiences`: lists of recipients with a name, uploaded as CSV or NDJSON.
 //!
-//! An upload is read line by line (`lines`: what is a phone, and what is wrong with the others) and gathered in the store
-//! (`gather`: each phone once, in memory that does not grow with the upload). The audience is the new list once all of it is
+//! An upload is read a record at a time (`csv`, `lines`; `phones`: what is a phone, and what is wrong with the others) and
+//! gathered in the store (`gather`: each phone once, in memory that does not grow with the upload). The audience is the new list once all of it is
 //! there; until then, and where the upload fails, it is what it was.
 
+mod csv;
 mod gather;
 mod lines;
-
-use std::sync::Arc;
+mod phones;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -20,11 +20,12 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use self::csv::{Csv, Limits, Row};
 use self::gather::Gather;
-use self::lines::Form;
+use self::lines::Ndjson;
 use crate::bulk::NDJSON;
-use crate::bulk::lines::{Line, Lines, Next};
-use crate::bulk::source::{Encoding, Source};
+use crate::bulk::lines::Lines;
+use crate::bulk::source::{self, Encoding, Source};
 use crate::caller::Caller;
 use crate::options::BulkOptions;
 use crate::{App, body, openapi, problems};
@@ -72,17 +73,34 @@ pub(crate) struct Audiences {
     audiences: Vec<AudienceView>,
 }
 
+/// An upload, a record at a time.
+enum Records {
+    Csv(Box<Csv>),
+    Ndjson(Box<Ndjson>),
+}
+
+impl Records {
+    /// The next record that is not blank; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Row>, Problem> {
+        match self {
+            Self::Csv(csv) => csv.next().await,
+            Self::Ndjson(ndjson) => ndjson.next().await,
+        }
+    }
+}
+
 /// Upload an audience
 ///
-/// A recipient a line, up to 10,000,000: CSV with a header that names a column `to` (no line breaks within fields), or
-/// NDJSON, each line a phone as a string or an object with `to`. A line that is refused does not fail the rest; a phone that
-/// comes again counts once. `Content-Encoding: gzip` and `zstd` are understood. The audience of that name becomes this one
+/// A recipient a line, up to 10,000,000: CSV (RFC 4180; separated by `,`, `;` or tabs) with a header that names a column `to`,
+/// or NDJSON, each line a phone as a string or an object with `to`. A line that is refused does not fail the rest; a phone
+/// that comes again counts once. `Content-Encoding: gzip` and `zstd` are understood. The audience of that name becomes this one
 /// when all of it was read, and stays what it was where that fails; broadcasts that were accepted before go to what it was.
 #[utoipa::path(
     put, path = "/v1/audiences/{name}", tag = "broadcasts", operation_id = "upload_audience",
     params(openapi::AudienceNamePath),
     request_body(content(
         (String = "text/csv", example = "to,name\n+966501234567,Sara\n+966501234568,Omar\n"),
+        (String = "text/tab-separated-values", example = "to\tname\n+966501234567\tSara\n"),
         (String = "application/x-ndjson", example = "{\"to\": \"+966501234567\"}\n\"+966501234568\"\n")
     )),
     responses((status = 200, description = "It is the audience of that name", body = Uploaded))
@@ -96,57 +114,39 @@ pub(crate) async fn upload(
 ) -> Result<Json<Uploaded>, Problem> {
     let business = caller.business()?;
     check(&name)?;
-    let form = if body::is_of_type(&headers, &["text/csv"]) {
-        Form::csv()
-    } else if body::is_of_type(&headers, &NDJSON) {
-        Form::Ndjson
-    } else {
-        return Err(problems::content_type("text/csv or application/x-ndjson"));
-    };
+    let separator = if body::is_of_type(&headers, &["text/tab-separated-values"]) { Some(b'\t') } else { None };
+    let is_csv = separator.is_some() || body::is_of_type(&headers, &["text/csv"]);
+    if !is_csv && !body::is_of_type(&headers, &NDJSON) {
+        return Err(problems::content_type("text/csv, text/tab-separated-values or application/x-ndjson"));
+    }
     let encoding = Encoding::of(&headers)?;
-    let slot = Arc::clone(&app.bulk_slots);
-    let _slot = slot.try_acquire_owned().map_err(|_| problems::bulk_busy(app.options.bulk.concurrent.get()))?;
-    // Its header is a line too.
-    let options = BulkOptions { max_lines: AUDIENCE_LINES + 1, ..app.options.bulk.clone() };
-    let lines = Lines::new(Source::new(body, encoding, &options), &options);
-    read(&app, business, name, form, lines).await.map(Json)
+    let _place = source::place(&app, business)?;
+    let options = BulkOptions { max_lines: AUDIENCE_LINES, ..app.options.bulk.clone() };
+    let source = Source::new(body, encoding, &options);
+    let limits = Limits { record_bytes: options.line_limit_bytes, records: AUDIENCE_LINES };
+    let records = if is_csv {
+        Records::Csv(Box::new(Csv::new(source, separator, limits)))
+    } else {
+        Records::Ndjson(Box::new(Ndjson::new(Lines::new(source, &options), limits)))
+    };
+    read(&app, business, name, records).await.map(Json)
 }
 
-async fn read(
-    app: &App,
-    business: &BusinessId,
-    name: String,
-    mut form: Form,
-    mut lines: Lines,
-) -> Result<Uploaded, Problem> {
+async fn read(app: &App, business: &BusinessId, name: String, mut records: Records) -> Result<Uploaded, Problem> {
     let store = &*app.deps.store.audiences;
     let begun = app.deps.clock.now();
     let mut gather = Gather::begin(store, business, &name, begun).await.map_err(|error| problems::store(&error))?;
     let (mut valid, mut rejected, mut errors) = (0_u64, 0, Vec::new());
-    loop {
-        let (line, text) = match lines.next()? {
-            Next::Line(line, text) => (line, text),
-            Next::NotYet => {
-                lines.wait().await?;
-                continue;
-            }
-            Next::End => break,
-        };
-        let phone = match text {
-            Line::Text(text) => form.phone(&text)?,
-            Line::TooLong => Some(Err(lines::too_long(app.options.bulk.line_limit_bytes))),
-        };
+    while let Some((line, phone)) = records.next().await? {
         match phone {
-            // A header.
-            None => {}
-            Some(Ok(phone)) => {
+            Ok(phone) => {
                 valid += 1;
                 gather.add(phone).await.map_err(|error| problems::store(&error))?;
             }
-            Some(Err((code, detail))) => {
+            Err((code, detail)) => {
                 rejected += 1;
                 if errors.len() < TOLD {
-                    errors.push(RejectedLine { line, code, detail });
+                    errors.push(RejectedLine { line, code, detail: detail.into_owned() });
                 }
             }
         }

@@ -96,6 +96,11 @@ impl Gather {
         Gathered { entries, end: None }
     }
 
+    /// Reads the rest of the upload and throws it away.
+    pub(super) async fn discard(mut self) {
+        self.lines.discard().await;
+    }
+
     fn parse(&self, text: &[u8]) -> Result<Draft, Problem> {
         let app = &self.submission.app;
         submit::parse_line(text, app.options.json_depth, app.deps.clock.now())

@@ -89,6 +89,12 @@ impl Lines {
         Ok(())
     }
 
+    /// Reads the rest of the upload and throws it away.
+    pub(crate) async fn discard(&mut self) {
+        self.buffer.clear();
+        self.source.discard().await;
+    }
+
     fn take(&mut self, chunk: Option<Bytes>) {
         match chunk {
             Some(chunk) => self.buffer.extend_from_slice(&chunk),
@@ -140,10 +146,14 @@ mod tests {
         max_bytes: 1_000_000,
         max_ratio: 100,
         batch_lines: NonZeroUsize::MIN,
-        answer_batches: NonZeroUsize::MIN,
+        unread_answers_bytes: 1_000,
         stall_timeout_s: 1,
+        min_rate_bytes_per_s: 1,
+        min_rate_window_s: 60,
+        max_duration_s: 60,
         patience_s: 0,
         concurrent: NonZeroUsize::MIN,
+        concurrent_per_business: NonZeroUsize::MIN,
     };
 
     /// The lines of `text`, sent in chunks of `size` bytes.

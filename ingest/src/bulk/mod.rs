@@ -2,33 +2,35 @@
 //!
 //! `source` (the upload, decompressed, bounded) → `lines` → `gather` (a batch: each line parsed and made a record, or
 //! refused) → `settle` (claimed, appended, answered). The next batch is gathered while one is settled; appends follow one
-//! another, so a recipient's lines keep their order. Whoever sends faster than the log takes, or does not read the
-//! answers, is read no further.
+//! another, so a recipient's lines keep their order. Whoever sends faster than the log takes is read no further; whoever does
+//! not read the answers, once the memory for them is used up (`answers`).
 
 mod answers;
 mod gather;
 pub(crate) mod lines;
 mod settle;
 pub(crate) mod source;
+mod utf8;
 
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use eshaar_model::BusinessId;
 use eshaar_presence::limits::Limits;
 use eshaar_service::Problem;
 use http::{HeaderMap, HeaderValue, header};
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::caller::Caller;
 use crate::context::Origin;
 use crate::idempotency::{self, Held, REPLAYED, Turn};
+use crate::query::Parameters;
+use crate::shares::Share;
 use crate::submit::LineIds;
 use crate::{App, body, openapi, problems};
-use answers::{Answers, Stop};
+use answers::{Answers, Mode, Stop, Terms};
 use gather::{Gather, Gathered};
 use lines::Lines;
 use settle::Settle;
@@ -37,6 +39,10 @@ use source::{Encoding, Source};
 /// What an upload may be declared as, the first of them being the one we name.
 pub(crate) const NDJSON: [&str; 4] =
     ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-lines"];
+
+const PREFER: &str = "prefer";
+const PREFERENCE_APPLIED: &str = "preference-applied";
+const MINIMAL: &str = "return=minimal";
 
 /// A bulk request that was let in. Shared by its two halves.
 struct Submission {
@@ -53,11 +59,12 @@ struct Submission {
 /// Send many messages
 ///
 /// One message a line, answered by one line each, in order, while the upload goes on; the last line is the total. A line
-/// that is refused does not fail the rest. `Content-Encoding: gzip` and `zstd` are understood. With an Idempotency-Key a
-/// repeat of the request sends only what was not sent before.
+/// that is refused does not fail the rest. `Content-Encoding: gzip` and `zstd` are understood. A client that reads nothing before
+/// it has sent everything may ask for a summary. With an Idempotency-Key a repeat of the request sends only what was not sent
+/// before.
 #[utoipa::path(
     post, path = "/v1/messages/bulk", tag = "messages", operation_id = "send_messages",
-    params(openapi::IdempotencyKey),
+    params(openapi::IdempotencyKey, openapi::AnswersQuery, openapi::PreferHeader),
     request_body(content = String, content_type = "application/x-ndjson",
         description = "One message a line, as in `POST /v1/messages`; each may have an `idempotency_key`",
         example = json!(openapi::BULK_EXAMPLE)),
@@ -70,35 +77,52 @@ pub(crate) async fn send(
     State(app): State<App>,
     caller: Caller,
     Extension(origin): Extension<Origin>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let business = caller.business()?.clone();
+    let mode = mode(query.as_deref(), &headers)?;
     if !body::is_of_type(&headers, &NDJSON) {
         return Err(problems::content_type(NDJSON[0]));
     }
     let encoding = Encoding::of(&headers)?;
-    let slot = Arc::clone(&app.bulk_slots);
-    let slot = slot.try_acquire_owned().map_err(|_| problems::bulk_busy(app.options.bulk.concurrent.get()))?;
+    let place = source::place(&app, &business)?;
     let held = claim(&app, &business, &headers).await?;
     let replayed = held.as_ref().is_some_and(|held| held.repeat);
     let ids = held.as_ref().map(|held| LineIds::new(held.id));
-    let (answers, stream) = Answers::new(&app.options.bulk);
+    let (memory, stall_timeout) = (Arc::clone(&app.answers), app.options.bulk.stall_timeout());
+    let (answers, stream) = Answers::new(Terms { mode, business: business.clone(), memory, stall_timeout });
     let source = Source::new(body, encoding, &app.options.bulk);
     let limits = app.admission.bulk_limits(&caller.0);
     let of_limits = app.admission.bulk_headers(&caller.0).await;
     let submission = Arc::new(Submission { app, business, limits, origin, ids, is_repeat: replayed });
-    tokio::spawn(async move {
-        run(submission, source, answers).await;
-        drop((slot, held));
-    });
+    tokio::spawn(run(submission, source, answers, (place, held)));
     let ndjson = [(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON[0]))];
-    let mut response = (ndjson, Body::from_stream(ReceiverStream::new(stream))).into_response();
+    let mut response = (ndjson, Body::from_stream(stream)).into_response();
     response.headers_mut().extend(of_limits);
     if replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
+    if mode == Mode::Summary {
+        response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(MINIMAL));
+    }
     Ok(response)
+}
+
+/// Which lines are to be answered: `?answers=summary`, or `Prefer: return=minimal` (RFC 7240), for those that are refused.
+fn mode(query: Option<&str>, headers: &HeaderMap) -> Result<Mode, Problem> {
+    match Parameters::parse(query, &["answers"])?.get::<String>("answers")?.as_deref() {
+        Some("all") => Ok(Mode::All),
+        Some("summary") => Ok(Mode::Summary),
+        Some(_) => Err(problems::invalid_parameter("answers", "must be `all` or `summary`")),
+        None => {
+            let preferences = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+            let mut preferences = preferences.flat_map(|value| value.split(',')).map(str::trim);
+            let is_minimal = preferences.any(|preference| preference.eq_ignore_ascii_case(MINIMAL));
+            Ok(if is_minimal { Mode::Summary } else { Mode::All })
+        }
+    }
 }
 
 /// A claim for the whole request. Its lines get ids that derive from the claim's and from their text, so a repeat is
@@ -115,27 +139,35 @@ async fn claim(app: &App, business: &BusinessId, headers: &HeaderMap) -> Result<
     }
 }
 
-/// The whole of a request, once it was let in.
-async fn run(submission: Arc<Submission>, source: Source, mut answers: Answers) {
+/// The whole of a request, once it was let in. Its place is given back once its last line is settled.
+///
+/// Where it ends before the upload does, the rest of the upload is taken in and thrown away: a client that reads nothing
+/// before it has sent everything would never come to read why.
+async fn run(submission: Arc<Submission>, source: Source, mut answers: Answers, held: (Share, Option<Held>)) {
     let mut gather = Gather::new(Arc::clone(&submission), Lines::new(source, &submission.app.options.bulk));
     let settle = Settle::new(submission);
     let mut gathered = gather.batch().await;
-    let problem = loop {
+    let stop = loop {
         let Gathered { entries, end } = gathered;
         let settled = settle.batch(entries, &mut answers);
         let next = match end {
             None => tokio::try_join!(settled, async { Ok(gather.batch().await) }).map(|((), next)| next),
-            Some(Ok(())) => break settled.await.err(),
-            Some(Err(problem)) => break Some(settled.await.err().unwrap_or(Stop::Broken(problem))),
+            Some(Ok(())) => break settled.await,
+            Some(Err(problem)) => break settled.await.and(Err(Stop::Broken(problem))),
         };
         match next {
             Ok(next) => gathered = next,
-            Err(stop) => break Some(stop),
+            Err(stop) => break Err(stop),
         }
     };
-    match problem {
-        None => answers.total(None).await,
-        Some(Stop::Broken(problem)) => answers.total(Some(&problem)).await,
-        Some(Stop::Gone) => tracing::debug!("a bulk sender went away before it had all answers"),
+    drop(held);
+    match &stop {
+        Ok(()) => answers.total(None),
+        Err(Stop::Broken(problem)) => answers.total(Some(problem)),
+        Err(Stop::Gone) => tracing::debug!("a bulk sender went away before it had all answers"),
     }
+    if let Err(Stop::Broken(_)) = stop {
+        gather.discard().await;
+    }
+    answers.drained().await;
 }

@@ -10,13 +10,17 @@ use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
 use axum::body::Body;
 use bytes::Bytes;
+use eshaar_model::BusinessId;
 use eshaar_service::Problem;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, StatusCode, header};
+use tokio::time::Instant;
 use tokio_util::io::{ReaderStream, StreamReader};
 
+use super::utf8::Utf8;
 use crate::options::BulkOptions;
-use crate::problems;
+use crate::shares::{Full, Share};
+use crate::{App, problems};
 
 /// Bytes decompressed at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -50,6 +54,14 @@ impl Encoding {
     }
 }
 
+/// Place for an upload of a business.
+pub(crate) fn place(app: &App, business: &BusinessId) -> Result<Share, Problem> {
+    app.uploads.take(business, 1).map_err(|full| match full {
+        Full::Part => problems::too_many_uploads(app.uploads.part()),
+        Full::Total => problems::bulk_busy(app.uploads.total()),
+    })
+}
+
 type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// An upload.
@@ -63,6 +75,39 @@ pub(crate) struct Source {
     max_bytes: u64,
     max_ratio: u64,
     stall_timeout: Duration,
+    pace: Pace,
+    max_duration: Duration,
+    deadline: Instant,
+    text: Utf8,
+}
+
+/// The rate at which a client sends, while we wait for it.
+struct Pace {
+    window: Duration,
+    min_bytes_per_s: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Counts bytes, and how long they were waited for.
+    fn note(&mut self, waited: Duration, bytes: usize) -> Result<(), Problem> {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        if u128::from(self.bytes) * 1_000 < u128::from(self.min_bytes_per_s) * self.waited.as_millis() {
+            let detail = format!(
+                "an upload must send at least {} bytes a second over {} s",
+                self.min_bytes_per_s,
+                self.window.as_secs()
+            );
+            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "upload_too_slow", detail));
+        }
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        Ok(())
+    }
 }
 
 impl Source {
@@ -95,27 +140,56 @@ impl Source {
             max_bytes: options.max_bytes,
             max_ratio: options.max_ratio,
             stall_timeout: options.stall_timeout(),
+            pace: Pace {
+                window: options.min_rate_window(),
+                min_bytes_per_s: options.min_rate_bytes_per_s,
+                waited: Duration::ZERO,
+                bytes: 0,
+            },
+            max_duration: options.max_duration(),
+            deadline: Instant::now() + options.max_duration(),
+            text: Utf8::default(),
         }
     }
 
-    /// The next bytes; `None` at the end.
+    /// The next bytes, as UTF-8 where the upload says that it is UTF-16; `None` at the end. Cancel-safe, but for the time that
+    /// was waited.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let Ok(next) = tokio::time::timeout(self.stall_timeout, self.chunks.next()).await else {
+        let begun = Instant::now();
+        let until = self.deadline.min(begun + self.stall_timeout);
+        let Ok(next) = tokio::time::timeout_at(until, self.chunks.next()).await else {
+            self.in_time()?;
             let detail = format!("nothing was received for {} s", self.stall_timeout.as_secs());
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "upload_stalled", detail));
         };
-        self.check(next)
+        self.check(next, begun.elapsed())
     }
 
     /// The next bytes if they are at hand, or if it is known that there are none.
     pub(crate) fn next_now(&mut self) -> Option<Result<Option<Bytes>, Problem>> {
         let next = self.chunks.next().now_or_never()?;
-        Some(self.check(next))
+        Some(self.check(next, Duration::ZERO))
     }
 
-    fn check(&mut self, next: Option<io::Result<Bytes>>) -> Result<Option<Bytes>, Problem> {
+    /// Reads the rest of the upload and throws it away, within the same limits.
+    pub(crate) async fn discard(&mut self) {
+        while let Ok(Some(_)) = self.next().await {
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    fn in_time(&self) -> Result<(), Problem> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let detail = format!("an upload may take at most {} s", self.max_duration.as_secs());
+        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "upload_deadline", detail))
+    }
+
+    fn check(&mut self, next: Option<io::Result<Bytes>>, waited: Duration) -> Result<Option<Bytes>, Problem> {
+        self.in_time()?;
         let chunk = match next {
-            None => return Ok(None),
+            None => return Ok(self.text.end()),
             Some(Ok(chunk)) => chunk,
             Some(Err(_)) if self.compressed => {
                 let detail = "the upload ended early, or is not compressed as `Content-Encoding` says";
@@ -123,6 +197,7 @@ impl Source {
             }
             Some(Err(_)) => return Err(problems::body_broken()),
         };
+        self.pace.note(waited, chunk.len())?;
         self.given += chunk.len() as u64;
         let too_large = |detail| Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "upload_too_large", detail));
         if self.given > self.max_bytes {
@@ -132,6 +207,6 @@ impl Source {
         if self.compressed && self.given > allowed {
             return too_large(format!("an upload must not be compressed more than {} times", self.max_ratio));
         }
-        Ok(Some(chunk))
+        Ok(Some(self.text.pass(chunk)))
     }
 }

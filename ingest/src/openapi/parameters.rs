@@ -20,6 +20,25 @@ pub(crate) struct IdempotencyKey {
 }
 
 #[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `bulk` reads")]
+pub(crate) struct AnswersQuery {
+    /// `summary`: only lines that are refused have a result, and the total tells the rest. `all` when it is left out, unless
+    /// the header `Prefer` says `return=minimal`.
+    #[param(pattern = "^(all|summary)$", nullable = false)]
+    answers: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it describes what `bulk` reads")]
+pub(crate) struct PreferHeader {
+    /// `return=minimal` (RFC 7240) is as good as `answers=summary`.
+    #[param(rename = "Prefer", nullable = false)]
+    prefer: Option<String>,
+}
+
+#[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "it describes the path")]
 pub(crate) struct BroadcastIdPath {

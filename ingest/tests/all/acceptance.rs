@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use eshaar_ingest::{BulkOptions, Live, LiveMessage};
+use eshaar_ingest::{BulkOptions, Live};
 use eshaar_model::{MessageId, Permission, Timestamp};
 use eshaar_schemas::Broadcast;
 use eshaar_store::Task;
@@ -131,7 +131,7 @@ async fn a_session_s_message_lives_from_its_acceptance_and_repeats_are_told_its_
     let record = fixture.accepted().await.pop().unwrap();
     assert_eq!(times(&fixture, &record), (sent.sent_at, None, sent.sent_at));
     fixture.clock.advance_millis(LATER_MS);
-    let again = Live::new(fixture.deps(), options()).send(&phone, LiveMessage { ..SAID }).await.unwrap();
+    let again = Live::new(fixture.deps(), options()).send(&phone, SAID).await.unwrap();
     assert_eq!((again.id, again.sent_at, again.replayed), (sent.id, sent.sent_at, true));
 }
 

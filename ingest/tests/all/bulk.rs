@@ -3,6 +3,7 @@ use std::time::Duration;
 use async_compression::tokio::bufread::{GzipEncoder, ZstdEncoder};
 use axum::body::Body;
 use bytes::Bytes;
+use eshaar_model::Permission;
 use eshaar_topics::headers;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -188,28 +189,104 @@ async fn a_sender_that_stalls_is_let_go_with_the_totals_so_far() {
     sender.send(Ok(Bytes::from(line("a") + "\n" + &line("b")))).await.unwrap();
     let answer = fixture.call(upload(&key, &[], body)).await.lines();
     assert_eq!(answer[1]["accepted"], 1);
-    assert_eq!(answer[1]["error"]["code"], "upload_stalled");
+    assert_eq!((&answer[1]["error"]["code"], &answer[1]["last_line"]), (&json!("upload_stalled"), &json!(1)));
     drop(sender);
 }
 
+/// As many HTTP libraries do: the whole body is written before anything is read.
 #[tokio::test]
-async fn a_client_that_does_not_read_its_answers_is_read_no_further() {
-    let mut narrow = options();
-    (narrow.bulk.answer_batches, narrow.bulk.batch_lines) = (nonzero(2), nonzero(10));
-    let fixture = Fixture::with(narrow).await;
+async fn a_client_that_reads_nothing_before_it_has_sent_everything_gets_every_answer() {
+    let fixture = Fixture::new().await;
     let key = fixture.sender().await;
     let (sender, body) = open_upload();
     let response = fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap();
-    let mut taken = 0;
-    while let Ok(sent) = tokio::time::timeout(Duration::from_millis(500), sender.send(Ok(Bytes::from(lines(10))))).await
-    {
-        sent.unwrap();
-        taken += 10;
-        assert!(taken < 1_000, "the upload is read without end");
+    for _ in 0..60 {
+        sender.send(Ok(Bytes::from(lines(1_000)))).await.unwrap();
     }
-    let accepted = fixture.accepted().await.len();
-    assert!(accepted <= 50, "{accepted} lines were taken with nobody reading");
-    drop(response);
+    sender.send(Ok(Bytes::from("not json\n"))).await.unwrap();
+    drop(sender);
+    while fixture.accepted().await.len() < 60_000 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let answers = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let answers: Vec<Value> =
+        answers.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+    assert_eq!(answers.len(), 60_002);
+    assert!(answers[..60_001].iter().enumerate().all(|(place, line)| line["line"] == place + 1));
+    assert_eq!(answers[60_000]["error"]["code"], "json_invalid");
+    assert_eq!(answers[60_001], json!({ "accepted": 60_000, "rejected": 1 }));
+}
+
+#[tokio::test]
+async fn where_there_is_no_memory_for_answers_nobody_reads_the_total_says_how_far_the_upload_came() {
+    let mut narrow = options();
+    (narrow.bulk.unread_answers_bytes, narrow.bulk.batch_lines) = (8_000, nonzero(10));
+    let fixture = Fixture::with(narrow).await;
+    let key = fixture.sender().await;
+    let (sender, body) = open_upload();
+    let response = fixture.api.clone().oneshot(upload(&key, &[("idempotency-key", "k")], body)).await.unwrap();
+    // It is not stuck: what is not taken in any more is thrown away.
+    for _ in 0..100 {
+        let sent = tokio::time::timeout(Duration::from_secs(20), sender.send(Ok(Bytes::from(lines(10))))).await;
+        sent.expect("the upload is stuck").unwrap();
+    }
+    drop(sender);
+    let answers = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let answers: Vec<Value> =
+        answers.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+    let total = answers.last().unwrap();
+    assert_eq!(total["error"]["code"], "answers_unread", "{total}");
+    let accepted = total["accepted"].as_u64().unwrap();
+    assert!((10..=200).contains(&accepted), "{accepted}");
+    assert_eq!(total["last_line"], accepted);
+    assert_eq!(answers.len() as u64, accepted + 1, "each line that was taken in has its answer");
+    assert_eq!(fixture.accepted().await.len() as u64, accepted);
+    // The memory is free again, and with it the rest comes through.
+    let again = fixture.call(upload(&key, &[("idempotency-key", "k")], lines(10).repeat(100))).await.lines();
+    assert_eq!(again.last().unwrap(), &json!({ "accepted": 1_000, "rejected": 0 }));
+}
+
+#[tokio::test]
+async fn a_summary_names_the_lines_that_were_refused_and_counts_the_others() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let text = lines(3) + "not json\n\n" + &line("last");
+    let asked = |path: &str, headers: &[(&str, &str)]| {
+        let headers: Vec<_> = headers.iter().copied().chain([("content-type", "application/x-ndjson")]).collect();
+        crate::fixture::request(http::Method::POST, path, &key, &headers, text.clone())
+    };
+    let bulk = "/v1/messages/bulk";
+    for request in
+        [asked("/v1/messages/bulk?answers=summary", &[]), asked(bulk, &[("prefer", "respond-async, Return=Minimal")])]
+    {
+        let answer = fixture.call(request).await;
+        assert_eq!(answer.header("preference-applied"), Some("return=minimal"));
+        let lines = answer.lines();
+        assert_eq!(
+            (lines.len(), &lines[0]["line"], &lines[0]["error"]["code"]),
+            (2, &json!(4), &json!("json_invalid"))
+        );
+        assert_eq!(lines[1], json!({ "accepted": 4, "rejected": 1, "last_line": 6 }));
+    }
+    for request in [asked(bulk, &[]), asked("/v1/messages/bulk?answers=all", &[("prefer", "return=minimal")])] {
+        assert_eq!(fixture.call(request).await.lines().len(), 6);
+    }
+    assert_eq!(fixture.call(asked("/v1/messages/bulk?answers=some", &[])).await.problem(400), "invalid_parameter");
+    assert_eq!(fixture.call(asked("/v1/messages/bulk?other=1", &[])).await.problem(400), "unknown_parameter");
+}
+
+#[tokio::test]
+async fn an_upload_may_have_a_mark_carriage_returns_blank_lines_and_no_last_end() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let text = format!("\u{feff}{}\r\n\r\n{}\n  \n{}", line("a"), line("b"), line("c"));
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for body in [text.into_bytes(), utf16] {
+        let answer = fixture.call(upload(&key, &[], body)).await.lines();
+        let numbers: Vec<_> = answer.iter().filter_map(|line| line["line"].as_u64()).collect();
+        assert_eq!((numbers, &answer[3]), (vec![1, 3, 5], &json!({ "accepted": 3, "rejected": 0 })));
+    }
+    assert_eq!(contents(&fixture, &fixture.accepted().await), ["a", "b", "c", "a", "b", "c"]);
 }
 
 #[tokio::test]
@@ -245,6 +322,86 @@ async fn more_requests_at_a_time_than_allowed_are_503_until_one_has_ended() {
     while fixture.call(upload(&key, &[], lines(1))).await.status != 200 {
         tokio::task::yield_now().await;
     }
+}
+
+/// A business that sends a blank line now and then, in as many uploads as it gets, takes no place that others need.
+#[tokio::test]
+async fn a_business_that_holds_uploads_open_keeps_no_other_out_and_is_let_go() {
+    let mut fair = options();
+    (fair.bulk.concurrent, fair.bulk.concurrent_per_business) = (nonzero(32), nonzero(8));
+    (fair.bulk.min_rate_window_s, fair.bulk.min_rate_bytes_per_s) = (1, 100);
+    let fixture = Fixture::with(fair).await;
+    let mut held = Vec::new();
+    for number in 0..4 {
+        let hostile = fixture.key(&format!("hostile-{number}"), &[Permission::Admin]).await;
+        let mut refusals = Vec::new();
+        for _ in 0..20 {
+            let (sender, body) = open_upload();
+            let response = fixture.api.clone().oneshot(upload(&hostile, &[], body)).await.unwrap();
+            if response.status() == 200 {
+                held.push((sender, response));
+            } else {
+                refusals.push(response.status().as_u16());
+            }
+        }
+        assert!(refusals.iter().all(|status| *status == 503), "{refusals:?}");
+    }
+    // The fourth has one place of those that are kept for businesses which have none.
+    assert_eq!(held.len(), 25);
+    let refused = fixture.call(upload(&fixture.key("hostile-0", &[Permission::Admin]).await, &[], "")).await;
+    assert_eq!(refused.problem(503), "bulk_busy");
+    assert!(refused.json()["detail"].as_str().unwrap().starts_with("8 uploads of your business"));
+    assert!(refused.header("retry-after").is_some());
+    // Others have a place for uploads of lines and of audiences.
+    let other = fixture.key("other", &[Permission::Admin]).await;
+    let answer = fixture.call(upload(&other, &[], lines(3))).await.lines();
+    assert_eq!(answer[3], json!({ "accepted": 3, "rejected": 0 }));
+    let csv = [("content-type", "text/csv")];
+    let audience = crate::fixture::request(http::Method::PUT, "/v1/audiences/a", &other, &csv, "to\n+966501234567\n");
+    assert_eq!(fixture.call(audience).await.status, 200);
+    // One line was taken; blank lines do not keep the place.
+    let mut blank = Vec::new();
+    for (sender, response) in held {
+        sender.send(Ok(Bytes::from(line("a") + "\n"))).await.unwrap();
+        blank.push(tokio::spawn(async move {
+            while sender.send(Ok(Bytes::from_static(b"\n"))).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        }));
+        let text = axum::body::to_bytes(response.into_body(), usize::MAX);
+        blank.push(tokio::spawn(async move {
+            let text = text.await.unwrap();
+            let total: Value = serde_json::from_slice(text.split(|byte| *byte == b'\n').nth(1).unwrap()).unwrap();
+            assert_eq!(
+                (&total["accepted"], &total["error"]["code"]),
+                (&json!(1), &json!("upload_too_slow")),
+                "{total}"
+            );
+            assert!(total["last_line"].as_u64() >= Some(1), "{total}");
+        }));
+    }
+    for task in blank {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_upload_ends_at_its_deadline_with_the_totals_so_far() {
+    let mut short = options();
+    short.bulk.max_duration_s = 1;
+    let fixture = Fixture::with(short).await;
+    let key = fixture.sender().await;
+    let (sender, body) = open_upload();
+    let sending = tokio::spawn(async move {
+        while sender.send(Ok(Bytes::from(line("a") + "\n"))).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let answer = fixture.call(upload(&key, &[], body)).await.lines();
+    let total = answer.last().unwrap();
+    assert_eq!(total["error"]["code"], "upload_deadline");
+    assert_eq!(total["accepted"], fixture.accepted().await.len());
+    sending.await.unwrap();
 }
 
 #[tokio::test]

@@ -136,10 +136,14 @@ pub fn options() -> Options {
             max_bytes: 64 << 20,
             max_ratio: 200,
             batch_lines: nonzero(500),
-            answer_batches: nonzero(64),
+            unread_answers_bytes: 64 << 20,
             stall_timeout_s: 1,
+            min_rate_bytes_per_s: 1,
+            min_rate_window_s: 60,
+            max_duration_s: 60,
             patience_s: 0,
             concurrent: nonzero(2),
+            concurrent_per_business: nonzero(2),
         },
     }
 }

@@ -4,6 +4,7 @@
 mod acceptance;
 mod access;
 mod admin;
+mod audiences;
 mod bulk;
 mod caches;
 mod cancelling;
