@@ -244,7 +244,8 @@ pub(crate) async fn get(
         caller.business_with(Permission::MessagesRead)?;
     }
     let now = app.deps.clock.now();
-    let details = MessageDetails::of(&stored, (&app.deps.codecs, &app.deps.cancelled), now).await?;
+    let retries = app.deps.store.messages.retries(stored.row.id).await.map_err(|error| problems::store(&error))?;
+    let details = MessageDetails::of(&stored, retries, (&app.deps.codecs, &app.deps.cancelled), now).await?;
     // What was taken back in time is not shown to those that it was for.
     if stored.row.sender != caller.0.principal && details.is_cancelled() {
         return Err(problems::message_not_found());

@@ -65,6 +65,8 @@ pub(crate) struct MessageView {
 pub(crate) struct MessageDetails {
     #[serde(flatten)]
     message: MessageView,
+    /// How often its delivery to its recipient's stream was tried again.
+    retry_count: u32,
     timeline: Vec<TimelineStep>,
 }
 
@@ -131,10 +133,12 @@ impl MessageView {
 impl MessageDetails {
     pub(crate) async fn of(
         stored: &StoredMessage,
+        retry_count: u32,
         known: (&Codecs, &Cancelled),
         now: Timestamp,
     ) -> Result<Self, Problem> {
-        Ok(Self { message: MessageView::of(stored, known, now).await?, timeline: timeline(stored, now) })
+        let message = MessageView::of(stored, known, now).await?;
+        Ok(Self { message, retry_count, timeline: timeline(stored, now) })
     }
 
     /// Whether it was taken back in time.

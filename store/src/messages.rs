@@ -143,6 +143,12 @@ pub trait MessageStore: Send + Sync + 'static {
     /// changes nothing.
     async fn reach(&self, steps: Vec<Step>) -> Result<(), StoreError>;
 
+    /// Records that a message was retried for the `count`th time. The highest count stands; it may come before its message.
+    async fn set_retries(&self, id: MessageId, count: u32) -> Result<(), StoreError>;
+
+    /// How often a message was retried; 0 where nothing was recorded.
+    async fn retries(&self, id: MessageId) -> Result<u32, StoreError>;
+
     /// A message by its id.
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
 

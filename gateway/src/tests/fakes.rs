@@ -242,6 +242,14 @@ impl MessageStore for FakeMessages {
         unimplemented!("written by archive")
     }
 
+    async fn set_retries(&self, _: MessageId, _: u32) -> Result<(), StoreError> {
+        unimplemented!("written by route")
+    }
+
+    async fn retries(&self, _: MessageId) -> Result<u32, StoreError> {
+        unimplemented!("asked by ingest")
+    }
+
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         Ok(self.0.lock().get(&id).cloned())
     }

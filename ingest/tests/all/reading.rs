@@ -253,3 +253,15 @@ async fn a_cursor_that_does_not_fit_is_answered_with_a_gap_and_everything_kept()
         assert_eq!(page["messages"].as_array().unwrap().len(), 1);
     }
 }
+
+#[tokio::test]
+async fn a_message_shows_how_often_it_was_retried() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let sent = fixture.send(&key, &json!({ "to": PHONE, "content": "a" })).await.json();
+    fixture.archive().await;
+    let path = format!("/v1/messages/{}", sent["id"].as_str().unwrap());
+    assert_eq!(fixture.get(&path, &key).await.json()["retry_count"], 0);
+    fixture.store.messages.set_retries(sent["id"].as_str().unwrap().parse().unwrap(), 3).await.unwrap();
+    assert_eq!(fixture.get(&path, &key).await.json()["retry_count"], 3);
+}

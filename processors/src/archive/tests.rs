@@ -102,6 +102,14 @@ impl MessageStore for Asked {
         self.store.reach(steps).await
     }
 
+    async fn set_retries(&self, id: MessageId, count: u32) -> Result<(), StoreError> {
+        self.store.set_retries(id, count).await
+    }
+
+    async fn retries(&self, id: MessageId) -> Result<u32, StoreError> {
+        self.store.retries(id).await
+    }
+
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         self.store.get(id).await
     }

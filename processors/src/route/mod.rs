@@ -169,6 +169,7 @@ struct Arrival {
 impl Route {
     async fn route(&self, partition: &mut Partition, batch: &[Received]) -> Result<Vec<Outcome>, StoreError> {
         let now = self.clock.now();
+        self.note_retries(batch).await?;
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
         let mut arrivals = Vec::with_capacity(batch.len());
         for (place, record) in batch.iter().enumerate() {
@@ -200,6 +201,17 @@ impl Route {
             outcomes[place] = hints;
         }
         Ok(outcomes)
+    }
+
+    /// Has the history show how often each message of the batch was retried. Most batches have none.
+    async fn note_retries(&self, batch: &[Received]) -> Result<(), StoreError> {
+        for record in batch.iter().filter(|record| record.attempt.count() > 0) {
+            // A record without an envelope is refused by `decide`.
+            if let Ok(envelope) = Envelope::read(&record.headers) {
+                self.ports.store.messages.set_retries(envelope.id, record.attempt.count().into()).await?;
+            }
+        }
+        Ok(())
     }
 
     fn decide(&self, record: &Received, now: Timestamp) -> Result<Decision, Error> {

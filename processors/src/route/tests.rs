@@ -444,3 +444,17 @@ fn every_message_is_appended_exactly_once_whatever_the_crash_point() {
         panic!("{error}");
     }
 }
+
+#[tokio::test]
+async fn the_history_shows_how_often_a_message_was_retried() {
+    let mut rig = Rig::open(Options::default()).await;
+    let message = message(phones()[0]);
+    rig.enqueue(&message, Lane::Normal).await;
+    let mut records = rig.records(Topic::of_lane(Lane::Normal), 0, 0, 1).await;
+    let retries = async |rig: &Rig| rig.engines.store.messages.retries(message.id).await.unwrap();
+    rig.route.handle(&mut rig.state, &records).await;
+    assert_eq!(retries(&rig).await, 0);
+    records[0].attempt = eshaar_model::Attempt::from_count(2).unwrap();
+    rig.route.handle(&mut rig.state, &records).await;
+    assert_eq!(retries(&rig).await, 2);
+}

@@ -15,6 +15,7 @@ super::checks! {
     a_step_may_come_before_its_message,
     of_a_step_the_earliest_time_stands,
     the_reason_of_a_failure_is_that_of_the_earliest,
+    of_retries_the_highest_count_stands,
     sent_is_the_messages_own_to_say,
     expiry_is_shown_by_the_clock,
     a_scheduled_message_is_sent_once_it_stands_in_the_log,
@@ -365,5 +366,22 @@ async fn a_filter_that_matches_little_ends(subject: &Subject) -> Result<(), Stor
         }
     }
     assert_eq!((seen, query.before), (vec![oldest], None));
+    Ok(())
+}
+
+async fn of_retries_the_highest_count_stands(subject: &Subject) -> Result<(), StoreError> {
+    let messages = &subject.store.messages;
+    let (row, early) = (message(subject, 1, 0), message(subject, 2, 1));
+    messages.put(vec![row.clone()]).await?;
+    assert_eq!(messages.retries(row.id).await?, 0);
+    for (count, stands) in [(2, 2), (1, 2), (2, 2), (6, 6)] {
+        messages.set_retries(row.id, count).await?;
+        assert_eq!(messages.retries(row.id).await?, stands);
+    }
+    messages.set_retries(early.id, 3).await?;
+    assert_eq!(messages.get(early.id).await?, None, "a count is no message");
+    messages.put(vec![early.clone()]).await?;
+    assert_eq!((messages.retries(early.id).await?, get(subject, early.id).await?.row), (3, early));
+    assert_eq!(messages.retries(message(subject, 3, 2).id).await?, 0);
     Ok(())
 }

@@ -45,6 +45,19 @@ impl MessageStore for Cql {
         call.write(steps.into_iter().filter_map(|step| reached(&call, step)).collect()).await
     }
 
+    /// The count is the timestamp of its write, so that the highest stands.
+    async fn set_retries(&self, id: MessageId, count: u32) -> Result<(), StoreError> {
+        let call = self.call("set_retries")?;
+        let values = (i64::from(count), count as i32, Uuid::from(id));
+        call.write(vec![Write::new(&call.statements().set_retries, values, 0)]).await
+    }
+
+    async fn retries(&self, id: MessageId) -> Result<u32, StoreError> {
+        let call = self.call("get_retries")?;
+        let found = call.first::<(Option<i32>,)>(&call.statements().retries, (Uuid::from(id),)).await?;
+        Ok(found.and_then(|(count,)| count).unwrap_or(0) as u32)
+    }
+
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         let call = self.call("get_message")?;
         let rows = call.read(&call.statements().message, (Uuid::from(id),)).await?;

@@ -17,7 +17,7 @@ pub(super) struct Migration {
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 7;
+pub(super) const VERSION: i32 = 8;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
@@ -37,6 +37,11 @@ pub(super) fn migrations(options: &Options) -> Vec<Migration> {
         Migration { what: "the tables of audiences and broadcasts", statements: version_5(), columns: &[] },
         Migration { what: "the tables of timers", statements: version_6(), columns: &[] },
         Migration { what: "the tables of conversations", statements: version_7(), columns: &[] },
+        Migration {
+            what: "the retries of messages",
+            statements: Vec::new(),
+            columns: &[("message", "retries", "int")],
+        },
     ]
 }
 

@@ -156,6 +156,8 @@ statements! {
     reach_cancelled: Write = reach!("cancelled");
     reach_delivered: Write = reach!("delivered");
     reach_read: Write = reach!("read");
+    set_retries: Write = "UPDATE message USING TIMESTAMP ? SET retries = ? WHERE id = ?";
+    retries: Read = "SELECT retries FROM message WHERE id = ?";
     message: Read = message!("id = ?");
     messages: Read = message!("id IN ?");
     steps: Read = "SELECT id, failed, expired, cancelled, delivered, read, created_at, accepted_offset FROM message

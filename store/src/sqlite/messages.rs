@@ -24,6 +24,32 @@ impl MessageStore for Sqlite {
         self.write(Operation::new("reach"), steps.len(), move |tables| reach(&tables.db, &steps)).await
     }
 
+    async fn set_retries(&self, id: MessageId, count: u32) -> Result<(), StoreError> {
+        self.write(Operation::new("set_retries"), 1, move |tables| {
+            tables
+                .db
+                .prepare_cached(
+                    "INSERT INTO message (id, retries) VALUES (?1, ?2)
+                     ON CONFLICT DO UPDATE SET retries = excluded.retries
+                     WHERE retries IS NULL OR retries < excluded.retries",
+                )?
+                .execute(params![id.as_bytes(), count])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn retries(&self, id: MessageId) -> Result<u32, StoreError> {
+        self.query(Operation::new("get_retries"), move |db| {
+            let found = db
+                .prepare_cached("SELECT coalesce(retries, 0) FROM message WHERE id = ?1")?
+                .query_row([id.as_bytes()], |row| row.get(0))
+                .optional()?;
+            Ok(found.unwrap_or(0))
+        })
+        .await
+    }
+
     async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         self.query(Operation::new("get_message"), move |db| get(db, id)).await
     }
