@@ -23,7 +23,7 @@ use crate::spawned::Spawned;
 use crate::watch::{Process, Watch};
 
 /// Longest time for the recipients to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// How often totals are looked at.
 const TICK: Duration = Duration::from_millis(10);
