@@ -46,6 +46,8 @@ pub struct Config {
     pub registry: eshaar_schemas::registry::confluent::Options,
     /// The HTTP API.
     pub ingest: eshaar_ingest::Options,
+    /// How well every process knows what was cancelled.
+    pub cancellations: eshaar_topics::cancelled::Options,
     /// How much each may send.
     pub limits: eshaar_presence::limits::Options,
     /// The stages.

@@ -96,6 +96,8 @@ pub(crate) struct Times {
     pub(crate) writing: AtomicU32,
     /// Since when it has waited for room in the window.
     pub(crate) waiting: AtomicU32,
+    /// Since when messages are held for it, because the newest cancellations are not known.
+    pub(crate) held: AtomicU32,
     /// The last rescue ([`Hub::rescue`]) that it took part in.
     pub(crate) rescued: AtomicU32,
     /// When its token runs out, in milliseconds since the Unix epoch.

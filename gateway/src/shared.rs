@@ -51,6 +51,7 @@ pub(crate) struct Meters {
     pub(crate) sent_by_replay: Counter,
     pub(crate) expired: Counter,
     pub(crate) cancelled: Counter,
+    pub(crate) held: Counter,
     pub(crate) acked: Counter,
     pub(crate) delivery_seconds: Histogram,
 }
@@ -64,6 +65,7 @@ impl Meters {
             sent_by_replay: metrics::counter!(names::GATEWAY_SENT, "how" => "replay"),
             expired: metrics::counter!(names::EXPIRED, "stage" => "gateway"),
             cancelled: metrics::counter!(names::CANCELLED, "stage" => "gateway"),
+            held: metrics::counter!(names::HELD, "stage" => "gateway"),
             acked: metrics::counter!(names::ACKED),
             delivery_seconds: metrics::histogram!(names::DELIVERY_SECONDS),
         }

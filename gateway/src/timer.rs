@@ -70,6 +70,10 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) {
     if is_set_for(&times.waiting, 1) {
         handle.wake();
     }
+    if times.held.load(Relaxed) != 0 && shared.cancelled.is_fresh() {
+        times.held.store(0, Relaxed);
+        handle.wake();
+    }
     rescue(shared, handle, now);
 }
 

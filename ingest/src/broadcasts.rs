@@ -12,7 +12,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use bytes::Bytes;
 use eshaar_model::{BroadcastId, BusinessId, MessageId, Priority, RecipientsId, Timestamp};
-use eshaar_schemas::{Broadcast, Cancellation, DecodeError};
+use eshaar_schemas::{Broadcast, DecodeError};
 use eshaar_service::Problem;
 use eshaar_store::audiences::{self as lists, PAGE_PHONES};
 use eshaar_store::broadcasts::{Ended, Progress, TASKS};
@@ -28,7 +28,7 @@ use crate::context::Origin;
 use crate::idempotency::{self, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
 use crate::submit::{self, BroadcastDraft};
-use crate::{App, body, openapi, problems};
+use crate::{App, body, cancel, openapi, problems};
 
 /// Largest request, in bytes: 10,000 phones beside the longest content.
 const BODY_BYTES: usize = 512 << 10;
@@ -322,31 +322,39 @@ pub(crate) async fn list(
 #[utoipa::path(
     post, path = "/v1/broadcasts/{id}/cancel", tag = "broadcasts", operation_id = "cancel_broadcast",
     params(openapi::BroadcastIdPath),
-    responses((status = 200, description = "It is cancelled", body = BroadcastCancelled))
+    responses(
+        (status = 200, description = "It is cancelled", body = BroadcastCancelled),
+        (status = 202, description = "The cancellation is kept; the broadcast cannot be looked up at the moment",
+            body = BroadcastCancelled),
+    )
 )]
 pub(crate) async fn cancel(
     State(app): State<App>,
     caller: Caller,
     Extension(origin): Extension<Origin>,
     Path(id): Path<String>,
-) -> Result<Json<BroadcastCancelled>, Problem> {
+) -> Result<(StatusCode, Json<BroadcastCancelled>), Problem> {
     let business = caller.business()?;
-    let id = find(&app, business, &id).await?.id;
-    let answer = Json(BroadcastCancelled { id, status: BroadcastStatus::Cancelled });
-    if app.deps.cancelled.covers(id.into()) {
-        return Ok(answer);
+    let id: BroadcastId = id.parse().map_err(|_| problems::broadcast_not_found())?;
+    let now = app.deps.clock.now();
+    let code = match app.deps.store.broadcasts.get(&[id]).await {
+        Ok(found) if found.iter().any(|row| row.business == *business) => StatusCode::OK,
+        // It stands in the store before it is accepted.
+        Ok(_) => return Err(problems::broadcast_not_found()),
+        Err(error) if now.millis_since(MessageId::from(id).made_at()).abs() > cancel::MAX_AGE_MS => {
+            return Err(problems::store(&error));
+        }
+        // The cancellation holds for broadcasts of its business alone.
+        Err(error) => {
+            tracing::warn!(%error, broadcast = %id, "a broadcast is cancelled that cannot be looked up");
+            StatusCode::ACCEPTED
+        }
+    };
+    if !app.deps.cancelled.covers(business.as_str(), id.into()) {
+        let record = cancel::record(&app, business, id.into(), now, &origin)?;
+        submit::append(&app, vec![record]).await?;
     }
-    if app.deps.cancelled.len() >= app.options.cancellations.get() {
-        return Err(problems::cancellations_full(app.options.cancellations.get()));
-    }
-    let trace = origin.trace.to_string();
-    let joined = origin.joined(&trace);
-    let cancellation =
-        Cancellation { id: id.into(), sender: business.to_string(), at: app.deps.clock.now().as_millis() };
-    let record =
-        flow::cancellation(&cancellation, &app.deps.codecs, joined).map_err(|error| problems::encode(&error))?;
-    submit::append(&app, vec![record]).await?;
-    Ok(answer)
+    Ok((code, Json(BroadcastCancelled { id, status: BroadcastStatus::Cancelled })))
 }
 
 /// A broadcast of a business; another's is not there.
@@ -364,7 +372,7 @@ async fn view(app: &App, row: &BroadcastRow) -> Result<BroadcastView, Problem> {
         .map_err(|error| problems::store(&error))?;
     let total = broadcast.total as u64;
     let sent = task.and_then(|task| Progress::decode(&task.progress));
-    let is_cancelled = app.deps.cancelled.covers(row.id.into());
+    let is_cancelled = app.deps.cancelled.covers(row.business.as_str(), row.id.into());
     let status = status_of(sent, is_cancelled);
     Ok(BroadcastView {
         id: row.id,

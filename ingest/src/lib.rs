@@ -26,6 +26,7 @@ mod messages;
 mod openapi;
 mod options;
 mod problems;
+mod progress;
 mod query;
 mod queues;
 mod read;
@@ -88,6 +89,9 @@ pub async fn redriver(deps: Deps, options: &Options, shutdown: tokio_util::sync:
     admin::redriver::run(deps, options.redrives_per_s.get(), shutdown).await;
 }
 
+/// How long a request waits for the newest cancellations.
+const FRESH_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What every handler has.
 #[derive(Clone)]
 pub(crate) struct App(Arc<Inner>);
@@ -98,6 +102,7 @@ pub(crate) struct Inner {
     pub(crate) ids: submit::Ids,
     pub(crate) claims: idempotency::Claims,
     pub(crate) admission: admission::Admission,
+    pub(crate) progress: progress::Progress,
     /// Places for uploads.
     pub(crate) uploads: Arc<shares::Shares>,
     /// Memory for answers of bulk requests, in bytes.
@@ -109,10 +114,24 @@ impl App {
         let claims = idempotency::Claims::new(Arc::clone(&deps.store.claims));
         let (limits, depths, log) = (Arc::clone(&deps.limits), Arc::clone(&deps.depths), Arc::clone(&deps.log));
         let admission = admission::Admission::new(limits, depths, log, &options.queue, options.bulk.patience());
+        let progress = progress::Progress::new(Arc::clone(&deps.log), deps.clock.clone());
         let bulk = &options.bulk;
         let uploads = shares::Shares::new(bulk.concurrent.get(), bulk.concurrent_per_business.get());
         let answers = shares::Shares::new(bulk.unread_answers_bytes, bulk.unread_answers_bytes / 4);
-        Self(Arc::new(Inner { deps, options, ids: submit::Ids::default(), claims, admission, uploads, answers }))
+        let ids = submit::Ids::default();
+        Self(Arc::new(Inner { deps, options, ids, claims, admission, progress, uploads, answers }))
+    }
+}
+
+impl App {
+    /// Waits until the newest cancellations are known, before a message is shown to its recipient.
+    pub(crate) async fn fresh(&self) -> Result<(), eshaar_service::Problem> {
+        if self.deps.cancelled.is_fresh() {
+            return Ok(());
+        }
+        metrics::counter!(eshaar_service::metrics::HELD, "stage" => "ingest").increment(1);
+        let fresh = tokio::time::timeout(FRESH_LIMIT, self.deps.cancelled.fresh()).await;
+        fresh.map_err(|_| problems::not_yet_known("the newest cancellations are not known at the moment"))
     }
 }
 

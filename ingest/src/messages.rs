@@ -243,6 +243,10 @@ pub(crate) async fn get(
     if stored.row.message_type == MessageType::OneWay && caller.0.principal.business().is_some() {
         caller.business_with(Permission::MessagesRead)?;
     }
+    // Only a business cancels, and it may see what it has cancelled.
+    if stored.row.sender != caller.0.principal && stored.row.sender.business().is_some() {
+        app.fresh().await?;
+    }
     let now = app.deps.clock.now();
     let retries = app.deps.store.messages.retries(stored.row.id).await.map_err(|error| problems::store(&error))?;
     let details = MessageDetails::of(&stored, retries, (&app.deps.codecs, &app.deps.cancelled), now).await?;

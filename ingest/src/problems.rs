@@ -52,6 +52,11 @@ pub(crate) fn message_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "message_not_found", "you have neither sent nor received a message of this id")
 }
 
+/// What was asked for cannot be told yet, and may be there.
+pub(crate) fn not_yet_known(detail: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_yet_known", detail).retry_after(1)
+}
+
 /// The same answer for what is not there and for what is others'.
 pub(crate) fn conversation_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "conversation_not_found", "you are in no conversation of this id")

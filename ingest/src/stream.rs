@@ -95,16 +95,16 @@ pub(crate) async fn read(
     let failed = |error: StoreError| problems::store(&error);
     let (after, gap) = resume(&app, phone, after).await.map_err(failed)?;
     let page = app.deps.store.streams.read(phone, after, limit).await.map_err(failed)?;
-    let (mut cursor, now) = (after, app.deps.clock.now());
+    let mut cursor = after;
     let mut messages = Vec::with_capacity(page.rows.len());
     for row in &page.rows {
         cursor.advance(row.position);
-        let is_cancelled = app.deps.cancelled.covers(row.id);
-        if !is_cancelled && row.expires_at.is_none_or(|at| now < at) {
-            let message = view::decode(&app.deps.codecs, &row.value).await?;
-            if !app.deps.cancelled.takes(message.id, flow::broadcast_of(&message)) {
-                messages.push(StreamMessage::of(message, cursor));
-            }
+        let message = view::decode(&app.deps.codecs, &row.value).await?;
+        // Asked for each message: the process may have been stopped in between.
+        app.fresh().await?;
+        let is_over = row.expires_at.is_some_and(|at| at <= app.deps.clock.now());
+        if !is_over && !app.deps.cancelled.takes(&message.sender, message.id, flow::broadcast_of(&message)) {
+            messages.push(StreamMessage::of(message, cursor));
         }
     }
     Ok(Json(StreamAnswer { messages, cursor, more: page.more, gap }))

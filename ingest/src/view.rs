@@ -9,15 +9,22 @@ use eshaar_service::Problem;
 use eshaar_store::StoredMessage;
 use eshaar_topics::{Cancelled, flow};
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::{App, openapi, problems};
 
-/// A message accepted this short a time ago may not have reached the store yet: it is looked for again.
-const FRESH_MS: i64 = 10_000;
-/// How often, and how many times.
+/// How often a message is looked for that the history does not have, and how many times. Together longer than the time
+/// between commits of `archive`.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-const LOOKS: usize = 20;
+const LOOKS: usize = 30;
+
+/// How far ahead the clock of the process may be that made an id.
+const MAX_AHEAD_MS: i64 = 60_000;
+
+/// Longest time from when an id is made until its message is accepted: a day, for which an Idempotency-Key keeps it, and
+/// some.
+const MAX_ID_AGE_MS: i64 = 25 * 3600 * 1000;
 
 /// A message, without its timeline.
 #[derive(Debug, Serialize, ToSchema)]
@@ -97,7 +104,7 @@ impl MessageView {
     ) -> Result<Self, Problem> {
         let message = decode(codecs, &stored.row.value).await?;
         let status = match steps_by(stored, now).current() {
-            None | Some(Status::Sent) if cancelled.takes(message.id, flow::broadcast_of(&message)) => {
+            None | Some(Status::Sent) if cancelled.takes(&message.sender, message.id, flow::broadcast_of(&message)) => {
                 Status::Cancelled.into()
             }
             reached => reached.into(),
@@ -175,22 +182,51 @@ fn timeline(stored: &StoredMessage, now: Timestamp) -> Vec<TimelineStep> {
     timeline
 }
 
+/// What there is to know of a message id.
+pub(crate) enum Found {
+    /// The history has it.
+    Message(Box<StoredMessage>),
+    /// No message of this id was accepted.
+    Absent,
+    /// It may have been accepted: the history is behind, or does not answer.
+    Unknown(Problem),
+}
+
+/// Looks a message up. One that the history does not have is looked for again for a short time: until the history has
+/// everything that was accepted before this call.
+pub(crate) async fn look_up(app: &App, id: MessageId) -> Found {
+    let (begun, mut is_complete) = (Instant::now(), false);
+    if id.made_at().millis_since(app.deps.clock.now()) > MAX_AHEAD_MS {
+        return Found::Absent;
+    }
+    for _ in 0..LOOKS {
+        match app.deps.store.messages.get(id).await {
+            Ok(Some(stored)) => return Found::Message(Box::new(stored)),
+            Ok(None) if is_complete => return Found::Absent,
+            Ok(None) => {}
+            Err(error) => return Found::Unknown(problems::store(&error)),
+        }
+        let oldest_unsettled = app.progress.complete_until().await.map(|until| until.plus_millis(-MAX_ID_AGE_MS));
+        if oldest_unsettled.is_some_and(|oldest| id.made_at() < oldest) {
+            return Found::Absent;
+        }
+        is_complete = app.progress.covers(begun).await;
+        if !is_complete {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    Found::Unknown(problems::not_yet_known("the history does not have everything yet that was accepted; ask again"))
+}
+
 /// A message that `who` has sent, or that was sent to them: another's is not there, and nor is, for its recipient, one that
 /// waits for its time.
 pub(crate) async fn find(app: &App, id: &str, who: &Principal) -> Result<StoredMessage, Problem> {
     let id: MessageId = id.parse().map_err(|_| problems::message_not_found())?;
-    let is_fresh = app.deps.clock.now().millis_since(id.made_at()).abs() < FRESH_MS;
-    let looks = if is_fresh { LOOKS } else { 1 };
-    for look in 1..=looks {
-        let found = app.deps.store.messages.get(id).await.map_err(|error| problems::store(&error))?;
-        match found {
-            Some(stored) if is_shown(&stored, who) => return Ok(stored),
-            Some(_) => break,
-            None if look < looks => tokio::time::sleep(LOOK_AGAIN).await,
-            None => {}
-        }
+    match look_up(app, id).await {
+        Found::Message(stored) if is_shown(&stored, who) => Ok(*stored),
+        Found::Message(_) | Found::Absent => Err(problems::message_not_found()),
+        Found::Unknown(problem) => Err(problem),
     }
-    Err(problems::message_not_found())
 }
 
 fn is_shown(stored: &StoredMessage, who: &Principal) -> bool {

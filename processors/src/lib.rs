@@ -33,9 +33,11 @@ use eshaar_presence::Presence;
 use eshaar_presence::cache::Cache;
 use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
+use eshaar_service::metrics::HELD;
 use eshaar_store::Store;
 use eshaar_topics::runner::Watchdog;
 use eshaar_topics::{Cancelled, Log, Outcome, Received, Stage, Topic, runner};
+use metrics::counter;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -201,8 +203,13 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         cancelled: Arc::clone(&cancelled),
     };
     let schedule = Schedule::new(ports, codecs.clone(), clock.clone(), schedule);
-    let of_archive =
-        archive::Ports { log: Arc::clone(&log), store: store.clone(), presence: Arc::clone(&presence), cache };
+    let of_archive = archive::Ports {
+        log: Arc::clone(&log),
+        store: store.clone(),
+        presence: Arc::clone(&presence),
+        cache,
+        cancelled: Arc::clone(&cancelled),
+    };
     let ports = route::Ports { log, store: store.clone(), presence: Arc::clone(&presence), cancelled };
     let route = Route::new(ports, codecs.clone(), clock.clone(), route);
     let archive = Archive::new(of_archive, codecs.clone(), clock.clone(), archive);
@@ -290,6 +297,19 @@ async fn decode<T: Contract>(codecs: &Codecs, value: &[u8]) -> Result<T, Undecod
 
 /// Something that a stage depends on does not answer: what it wrote may be there or not, so the record is taken again, and
 /// never becomes a dead letter for it.
+/// Wait before it is looked again whether the newest cancellations are known, in milliseconds.
+const STALE_PAUSE_MS: u64 = 50;
+
+/// Pauses a batch of `stage` while this process may not know the newest cancellations.
+fn pause_if_stale(cancelled: &Cancelled, clock: &Clock, stage: &'static str) -> Option<Outcome> {
+    if cancelled.is_fresh() {
+        return None;
+    }
+    counter!(HELD, "stage" => stage).increment(1);
+    let reason = format!("the newest cancellations are not known: {} ms old", cancelled.age_ms());
+    Some(pause(clock, STALE_PAUSE_MS, &reason))
+}
+
 fn pause(clock: &Clock, pause_ms: u64, cause: &dyn std::fmt::Display) -> Outcome {
     let until = clock.now().plus_millis(i64::try_from(pause_ms).unwrap_or(i64::MAX));
     Outcome::Pause { until, reason: cause.to_string() }

@@ -17,6 +17,7 @@ use eshaar_topics::{Cancelled, NewRecord, Outcome, Received, Stage, StageError, 
 use metrics::counter;
 
 use crate::depth::Mix;
+use crate::pause_if_stale;
 
 /// The stage.
 pub struct Prioritize {
@@ -47,7 +48,7 @@ impl Prioritize {
 
     fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, Error> {
         let envelope = Envelope::read(&record.headers)?;
-        let is_cancelled = self.cancelled.takes(envelope.id, envelope.broadcast);
+        let is_cancelled = self.cancelled.takes(envelope.from, envelope.id, envelope.broadcast);
         Ok(match decide(&envelope, is_cancelled, now) {
             Decision::ToLane => Some(lane_record(record, &envelope)),
             Decision::Expired(at) => {
@@ -78,6 +79,9 @@ impl Stage for Prioritize {
     }
 
     async fn handle(&self, (): &mut (), batch: &[Received]) -> Vec<Outcome> {
+        if let Some(paused) = pause_if_stale(&self.cancelled, &self.clock, Self::NAME) {
+            return vec![paused];
+        }
         let now = self.clock.now();
         self.mix.note(batch.iter().filter_map(|record| record.headers.text(headers::LANE)?.parse().ok()));
         batch.iter().map(|record| self.outcome(record, now)).collect()
@@ -190,7 +194,7 @@ mod tests {
     async fn a_message_that_was_taken_back_goes_no_further() {
         let (codecs, message) = (codecs().await, message(1));
         let cancelled = Cancelled::none(Clock::manual(START));
-        cancelled.enter(message.id);
+        cancelled.enter(&message.sender, message.id);
         let record = received(&message, Lane::High, &codecs, (0, 0));
         assert!(matches!(handled_knowing(cancelled, record).await, Outcome::Done));
     }

@@ -117,7 +117,7 @@ async fn messages_that_a_lane_deleted_unread_are_carried_on_from_what_was_accept
     send(&engines, &lost).await;
     prioritize(&engines).await;
     archive(&engines).await;
-    engines.cancelled.enter(lost[8].id);
+    engines.cancelled.enter(&lost[8].sender, lost[8].id);
     // The store is away for longer than a lane keeps records: route stands still.
     let_go(&engines, 2 * DAY_MS + 1).await;
     assert_eq!(records_in(&engines, Topic::LaneNormal).await, 0);

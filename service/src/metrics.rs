@@ -49,6 +49,8 @@ metrics_list! {
     EXPIRED = Counter, "eshaar_messages_expired_total", Count, "Messages dropped because their time to live passed, by stage.";
     CANCELLED = Counter, "eshaar_messages_cancelled_total", Count, "Messages dropped because their sender took them back, by stage.";
     CANCELLATIONS = Gauge, "eshaar_cancellations", Count, "Cancellations that this process knows.";
+    CANCELLATIONS_AGE = Gauge, "eshaar_cancellations_age_seconds", Seconds, "Age of the newest proof that this process knows every cancellation.";
+    HELD = Counter, "eshaar_messages_held_total", Count, "Messages, or batches of a stage, that waited because the process did not know the newest cancellations, by stage.";
     BROADCASTS_OPEN = Gauge, "eshaar_broadcasts_under_way", Count, "Broadcasts that this process sends.";
     BROADCASTS_ENDED = Counter, "eshaar_broadcasts_ended_total", Count, "Broadcasts that were sent to their end, by outcome: sent, cancelled, expired or failed.";
     SCHEDULE_WAITING = Gauge, "eshaar_schedule_waiting", Count, "Messages that wait for their time, by partition.";

@@ -60,7 +60,7 @@ pub async fn router(
 ) -> anyhow::Result<Router> {
     let Signs { rendered, watchdog, clocks, draining } = signs;
     let mut router = Router::new()
-        .merge(health(engines, role, watchdog, clocks, draining).router())
+        .merge(health((engines, cancelled), role, watchdog, clocks, draining).router())
         .route("/metrics", get(move || async move { rendered.render() }));
     if role.ingests() {
         router = router.merge(api(engines, cancelled, config).await?);
@@ -116,7 +116,7 @@ pub fn of_ingest(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config)
 /// stage can settle. Presence and the registry are missed, and no more. A stage that is stuck makes a process of stages
 /// alone one to be begun anew; one that does other work too is degraded, and does that.
 fn health(
-    engines: &Engines,
+    (engines, cancelled): (&Engines, &Arc<Cancelled>),
     role: Role,
     watchdog: Watchdog,
     clocks: Arc<ClockWatch>,
@@ -166,6 +166,8 @@ fn health(
         async move { clocks.check().await }
     });
     dependencies.push(dependency("clock", false, clock));
+    let cancelled = Arc::clone(cancelled);
+    dependencies.push(dependency("cancellations", false, check(move || std::future::ready(known(&cancelled)))));
     if role.processes() {
         let unread = watchdog.clone();
         let unread = check(move || std::future::ready(unread.check_unread()));
@@ -174,4 +176,12 @@ fn health(
         dependencies.push(dependency("stages", role == Role::Processors, progress));
     }
     Health::new(dependencies, draining).with_breakers(engines.breakers.clone())
+}
+
+/// Fails while this process may not know the newest cancellations, and so sends no messages.
+fn known(cancelled: &Cancelled) -> Result<(), String> {
+    if cancelled.is_fresh() {
+        return Ok(());
+    }
+    Err(format!("the newest cancellations are not known: {} ms old; no messages are sent", cancelled.age_ms()))
 }

@@ -98,9 +98,12 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     let closed = CancellationToken::new();
     // To its end, before anything may be shown to anybody.
     let cancelled = tokio::select! {
-        known = Cancelled::follow(Arc::clone(&engines.log), engines.clock.clone(), closed.clone()) => {
-            known.context("cannot read what was taken back")?
-        }
+        known = Cancelled::follow(
+            Arc::clone(&engines.log),
+            engines.clock.clone(),
+            &config.cancellations,
+            closed.clone(),
+        ) => known.context("cannot read the cancellations")?,
         () = told_to_stop.cancelled() => return Ok(()),
     };
     let watchdog = Watchdog::new(Duration::from_millis(config.stages.runner.stuck_after_ms));

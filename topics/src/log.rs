@@ -132,11 +132,30 @@ pub trait Log: Send + Sync + 'static {
     /// The offsets a partition holds.
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError>;
 
+    /// The end of each partition of a topic, in the order of the partitions. Whatever was acknowledged before the call stands
+    /// before them.
+    async fn ends(&self, topic: Topic) -> Result<Vec<u64>, LogError> {
+        let mut ends = Vec::new();
+        for partition in 0..self.partitions(topic) {
+            ends.push(self.bounds(topic, partition).await?.end);
+        }
+        Ok(ends)
+    }
+
     /// The lowest offset of a record made at `at` or later; the end where there is none.
     async fn offset_at(&self, topic: Topic, partition: u32, at: Timestamp) -> Result<u64, LogError>;
 
     /// What a group has committed: the offset it reads next, `None` where it never has.
     async fn committed(&self, group: &str, topic: Topic, partition: u32) -> Result<Option<u64>, LogError>;
+
+    /// What a group has committed of each partition of a topic, in the order of the partitions ([`Log::committed`]).
+    async fn committed_all(&self, group: &str, topic: Topic) -> Result<Vec<Option<u64>>, LogError> {
+        let mut committed = Vec::new();
+        for partition in 0..self.partitions(topic) {
+            committed.push(self.committed(group, topic, partition).await?);
+        }
+        Ok(committed)
+    }
 
     /// The life of the log that offsets belong to.
     fn epoch(&self) -> Epoch;

@@ -243,6 +243,10 @@ impl<S: Io> Session<S> {
     pub(super) async fn catch_up(&mut self) -> Result<(), End> {
         let (shared, handle) = (Arc::clone(&self.shared), Arc::clone(&self.handle));
         loop {
+            if !shared.cancelled.is_fresh() {
+                self.hold();
+                return Ok(());
+            }
             let Some(recipient) = &mut self.recipient else {
                 self.begin_stream();
                 return Ok(());
@@ -281,7 +285,11 @@ impl<S: Io> Session<S> {
         let Some(hello) = catching.hello.clone() else { return };
         let shared = Arc::clone(&self.shared);
         metrics::counter!(names::GATEWAY_STREAM_READS, "cause" => "hello").increment(1);
-        catching.read(async move { Read::Begun(hello::begin(&shared, phone, &hello).await) });
+        catching.read(async move {
+            // A cursor is a receipt for what was sent, not for what was left out because it was cancelled.
+            shared.cancelled.fresh().await;
+            Read::Begun(hello::begin(&shared, phone, &hello).await)
+        });
     }
 
     /// Begins the next read, unless there is enough to send, or the client has too little room.
@@ -390,6 +398,7 @@ async fn send_rows(shared: &Shared, recipient: &mut Recipient, catching: &mut Ca
     let now = shared.clock.now();
     while frames.as_bytes().len() < WRITE
         && recipient.window.room() > 0
+        && shared.cancelled.is_fresh()
         && let Some(row) = catching.rows.pop_front()
     {
         // A hint may have brought it while it was read.

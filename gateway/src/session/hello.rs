@@ -167,13 +167,12 @@ async fn receipt(
         let mut records = smallvec::SmallVec::new();
         for row in page.rows {
             read.advance(row.position);
-            let was_left_out = shared.cancelled.covers(row.id) || row.expires_at.is_some_and(|at| at <= now);
-            if was_left_out || !after.covers(row.position) {
+            if row.expires_at.is_some_and(|at| at <= now) || !after.covers(row.position) {
                 continue;
             }
             let Ok(message) = message::decode::<Message>(&shared.codecs, &row.value).await else { continue };
             let subject = Ready::new(message, row.position, Before::Unknown).subject;
-            if shared.cancelled.takes(subject.id, subject.broadcast) {
+            if shared.cancelled.takes(&subject.sender, subject.id, subject.broadcast) {
                 continue;
             }
             records.extend(receipts::status(shared, &subject, &phone.into(), Status::Delivered, now));

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use crate::chat::{self, Chat, Done};
 use crate::close::Close;
-use crate::hub::{About, Handle, Hint, TICKS, Ticks};
+use crate::hub::{About, Handle, Hint, Inbox, TICKS, Ticks};
 use crate::message::{Said, Subject};
 use crate::protocol::{BadFrame, Reply, Request, shortened};
 use crate::receipts;
@@ -194,7 +194,9 @@ impl<S: Io> Session<S> {
         if let Some(close) = signals.close {
             return Err(End::Close(close, None));
         }
-        let inbox = self.handle.take_inbox();
+        // While the newest cancellations are not known, messages stay where they are.
+        let is_fresh = self.shared.cancelled.is_fresh();
+        let inbox = if is_fresh { self.handle.take_inbox() } else { Inbox::default() };
         let mut frames = Frames::new();
         if signals.ping {
             frames.ping();
@@ -216,11 +218,21 @@ impl<S: Io> Session<S> {
             frames.text(|bytes| Reply::Missed.render(bytes));
         }
         self.write(frames).await?;
+        if !is_fresh {
+            self.hold();
+            return Ok(());
+        }
         let is_behind = self.recipient.as_ref().is_some_and(|recipient| recipient.behind || recipient.doubt);
         if is_behind || self.catching.is_some() {
             Box::pin(self.catch_up()).await?;
         }
         Ok(())
+    }
+
+    /// Waits with messages until the newest cancellations are known: the timer wakes the session then.
+    fn hold(&self) {
+        self.handle.times.held.store(self.shared.ticks().max(1), Relaxed);
+        self.shared.meters.held.increment(1);
     }
 
     fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
@@ -250,7 +262,7 @@ impl<S: Io> Session<S> {
     /// Sends what was said to `us`, or by us, unless it was taken back or has expired.
     fn say(shared: &Shared, us: &Principal, chat: &mut Option<Box<Chat>>, said: &Arc<Said>, frames: &mut Frames) {
         let (now, meters, subject) = (shared.clock.now(), &shared.meters, &said.subject);
-        if shared.cancelled.takes(subject.id, subject.broadcast) {
+        if shared.cancelled.takes(&subject.sender, subject.id, subject.broadcast) {
             meters.cancelled.increment(1);
         } else if said.expired(now) {
             meters.expired.increment(1);

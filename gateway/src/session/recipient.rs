@@ -176,7 +176,7 @@ impl Recipient {
 
     fn send(&mut self, shared: &Shared, ready: &Ready, now: Timestamp, frames: &mut Frames) -> Taken {
         self.sent.advance(ready.position);
-        if shared.cancelled.takes(ready.subject.id, ready.subject.broadcast) {
+        if shared.cancelled.takes(&ready.subject.sender, ready.subject.id, ready.subject.broadcast) {
             return Taken::Cancelled;
         }
         if ready.expired(now) {
@@ -195,10 +195,9 @@ impl Recipient {
         now: Timestamp,
         frames: &mut Frames,
     ) -> Taken {
-        let is_cancelled = shared.cancelled.covers(row.id);
-        if is_cancelled || row.expires_at.is_some_and(|at| at <= now) {
+        if row.expires_at.is_some_and(|at| at <= now) {
             self.sent.advance(row.position);
-            return if is_cancelled { Taken::Cancelled } else { Taken::Expired };
+            return Taken::Expired;
         }
         match message::decode::<Message>(&shared.codecs, &row.value).await {
             Ok(message) => self.send(shared, &Ready::new(message, row.position, Before::Unknown), now, frames),

@@ -272,11 +272,18 @@ pub(super) struct FakeLog {
     length: watch::Sender<usize>,
     /// How many appends answer that the outcome is unknown, after having written.
     pub(super) unknown: AtomicUsize,
+    /// Readers of cancellations get nothing.
+    pub(super) stalled: Arc<AtomicBool>,
 }
 
 impl FakeLog {
     pub(super) fn new() -> Self {
-        Self { records: Arc::default(), length: watch::Sender::new(0), unknown: AtomicUsize::new(0) }
+        Self {
+            records: Arc::default(),
+            length: watch::Sender::new(0),
+            unknown: AtomicUsize::new(0),
+            stalled: Arc::default(),
+        }
     }
 
     pub(super) fn of(&self, topic: Topic) -> Vec<NewRecord> {
@@ -306,7 +313,8 @@ impl Log for FakeLog {
 
     async fn read(&self, topic: Topic, partition: u32, offset: u64) -> Result<Box<dyn Reader>, LogError> {
         let (records, length) = (Arc::clone(&self.records), self.length.subscribe());
-        Ok(Box::new(FakeReader { source: (topic, partition), next: offset, records, length }))
+        let stalled = Arc::clone(&self.stalled);
+        Ok(Box::new(FakeReader { source: (topic, partition), next: offset, records, length, stalled }))
     }
 
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
@@ -341,6 +349,7 @@ struct FakeReader {
     next: u64,
     records: Arc<Mutex<Written>>,
     length: watch::Receiver<usize>,
+    stalled: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -356,6 +365,9 @@ impl Reader for FakeReader {
     async fn ready(&mut self) -> Result<(), LogError> {
         loop {
             self.length.borrow_and_update();
+            while self.source.0 == Topic::Cancellations && self.stalled.load(Ordering::Relaxed) {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
             if self.records.lock().get(&self.source).map_or(0, Vec::len) as u64 > self.next {
                 return Ok(());
             }

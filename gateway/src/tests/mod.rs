@@ -4,6 +4,7 @@
 mod accepting;
 mod fake_presence;
 mod fakes;
+mod fresh;
 mod fuzz;
 mod lifecycle;
 mod operations;
@@ -69,13 +70,27 @@ impl World {
     }
 
     async fn with(options: Options) -> Self {
+        Self::build(options, false).await
+    }
+
+    /// A gateway that reads cancellations from its log.
+    async fn following() -> Self {
+        Self::build(Options::default(), true).await
+    }
+
+    async fn build(options: Options, follows: bool) -> Self {
         let clock = Clock::manual(Timestamp::from_millis(1_760_000_000_000));
         let subjects = [("message", "Message"), ("deliveries", "Delivery"), ("status", "StatusChanged")];
         let subjects: Vec<_> = subjects.into_iter().map(|(subject, name)| (subject.to_owned(), name)).collect();
         let codecs = Codecs::register(Arc::new(FakeRegistry::default()), &subjects).await.unwrap();
         let (log, streams) = (Arc::new(FakeLog::new()), Arc::new(FakeStreams::default()));
         let (messages, presence) = (Arc::new(FakeMessages::default()), Arc::new(FakePresence::new(clock.clone())));
-        let cancelled = Arc::new(Cancelled::none(clock.clone()));
+        let cancelled = if follows {
+            let (log, options) = (Arc::clone(&log) as Arc<dyn Log>, eshaar_topics::cancelled::Options::default());
+            Cancelled::follow(log, clock.clone(), &options, CancellationToken::new()).await.unwrap()
+        } else {
+            Arc::new(Cancelled::none(clock.clone()))
+        };
         let pair = Pair { business: "acme".parse().unwrap(), phone: phone() };
         let conversations = Arc::new(FakeConversations::new(pair, clock.now()));
         let credentials = Arc::new(FakeCredentials::default());

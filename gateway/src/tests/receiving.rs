@@ -110,8 +110,8 @@ async fn what_was_taken_back_is_not_sent_from_a_hint_nor_on_replay_and_is_no_gap
     for _ in 0..4 {
         waiting.push(world.append(Lane::Normal, "waits").await);
     }
-    world.shared.cancelled.enter(waiting[1].id);
-    world.shared.cancelled.enter(waiting[3].id);
+    world.shared.cancelled.enter("acme", waiting[1].id);
+    world.shared.cancelled.enter("acme", waiting[3].id);
     let mut client = world.connect("+966501234567").await;
     client.send(json!({"op": "hello"})).await;
     client.expect("welcome").await;
@@ -121,7 +121,7 @@ async fn what_was_taken_back_is_not_sent_from_a_hint_nor_on_replay_and_is_no_gap
 
     let reads = world.streams.reads.load(Ordering::Relaxed);
     let taken_back = world.append(Lane::Normal, "taken back").await;
-    world.shared.cancelled.enter(taken_back.id);
+    world.shared.cancelled.enter("acme", taken_back.id);
     world.tell(&[&taken_back.hint]).await;
     let live = world.deliver(Lane::Normal, "live").await;
     assert_eq!(client.messages(1).await, [live.id]);

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Json;
-use eshaar_model::{ConversationPosition, Status};
+use eshaar_model::{ConversationPosition, Side, Status};
 use eshaar_service::Problem;
 use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoredMessage};
 use serde::Serialize;
@@ -65,6 +65,10 @@ pub(crate) async fn read(
     let (side, page) = cached::history(&app, who, id, (from, limit)).await?;
     let place = |placed: Option<&Placed>| placed.map(|placed| placed.position);
     let (oldest, newest) = (place(page.messages.first()), place(page.messages.last()));
+    // Only a business cancels.
+    if side == Side::Phone {
+        app.fresh().await?;
+    }
     let now = app.deps.clock.now();
     let mut messages = Vec::with_capacity(page.messages.len());
     for Placed { position, from, stored } in page.messages {

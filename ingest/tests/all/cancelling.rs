@@ -1,12 +1,16 @@
+use std::collections::BTreeSet;
+
 use axum::body::Body;
-use eshaar_model::{Lane, Permission, Phone, Status, StreamPosition};
+use bytes::Bytes;
+use eshaar_ingest::router;
+use eshaar_model::{Lane, MessageId, Permission, Phone, Status, StreamPosition};
 use eshaar_schemas::{Cancellation, StatusChanged};
 use eshaar_store::{Step, StreamRow};
-use eshaar_topics::{Log as _, Topic, partitioner};
+use eshaar_topics::{Log as _, Topic, headers, partitioner};
 use http::Method;
 use serde_json::json;
 
-use crate::fixture::{Answer, Fixture, NOW, PHONE, request};
+use crate::fixture::{self, Answer, Fixture, NOW, PHONE, options, request};
 
 /// Sends a message, and has it archived.
 async fn archived(fixture: &Fixture, ttl_s: Option<u64>) -> String {
@@ -52,6 +56,92 @@ async fn a_message_is_taken_back_for_every_reader_and_its_status_says_so() {
 }
 
 #[tokio::test]
+async fn a_message_can_be_cancelled_before_the_history_has_it_and_is_not_said_to_be_unknown() {
+    let fixture = Fixture::new().await;
+    let (key, token) = (fixture.sender().await, fixture.token(PHONE));
+    let other = fixture.key("other", &[Permission::MessagesSend]).await;
+    let id =
+        fixture.send(&key, &json!({ "to": PHONE, "content": "a" })).await.json()["id"].as_str().unwrap().to_owned();
+    let (path, read) = (format!("/v1/messages/{id}"), format!("/v1/messages/{id}/read"));
+    let read = request(Method::POST, &read, &token, &[], Body::empty());
+    let (ours, others, shown, read) = tokio::join!(
+        cancel(&fixture, &id, &key),
+        cancel(&fixture, &id, &other),
+        fixture.get(&path, &key),
+        fixture.call(read),
+    );
+    let expected = json!({ "id": id, "status": "cancelled", "cancelled_at": NOW.to_string() });
+    assert_eq!((ours.status.as_u16(), ours.json()), (202, expected));
+    for answer in [shown, read] {
+        assert_eq!(answer.problem(503), "not_yet_known");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    // Whose it is is not known yet, so another's cancellation is taken too: it holds for that one's own messages.
+    assert_eq!(others.status, 202);
+    let by = fixture.records(Topic::Cancellations).await;
+    let mut by: Vec<_> =
+        by.iter().map(|record| (&record.key[..], record.headers.text(headers::FROM).unwrap())).collect();
+    by.sort_unstable();
+    assert_eq!(by, [(id.as_bytes(), "acme"), (id.as_bytes(), "other")]);
+    assert!(fixture.records(Topic::MessageStatus).await.is_empty(), "whom it is for is not known");
+
+    // What other processes do when they read both.
+    let message_id = id.parse().unwrap();
+    fixture.cancelled.enter("other", message_id);
+    fixture.archive().await;
+    assert_eq!(fixture.get(&path, &key).await.json()["status"], "sent");
+    fixture.cancelled.enter("acme", message_id);
+    assert_eq!(fixture.get(&path, &key).await.json()["status"], "cancelled");
+    assert_eq!(fixture.get(&path, &token).await.problem(404), "message_not_found");
+    assert_eq!(cancel(&fixture, &id, &other).await.problem(404), "message_not_found");
+}
+
+#[tokio::test]
+async fn ids_of_messages_that_cannot_have_been_accepted_are_said_to_be_unknown_at_once() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    archived(&fixture, None).await;
+    let from_the_future = MessageId::new(NOW.plus_millis(120_000)).to_string();
+    let (recent, old) =
+        (MessageId::new(NOW).to_string(), MessageId::new(NOW.plus_millis(-30 * 3600 * 1000)).to_string());
+    for id in [&from_the_future, &recent, &old] {
+        assert_eq!(cancel(&fixture, id, &key).await.problem(404), "message_not_found");
+        assert_eq!(fixture.get(&format!("/v1/messages/{id}"), &key).await.problem(404), "message_not_found");
+    }
+    // The history is known to have been complete after the old one could have been accepted, though it is behind now.
+    fixture.send(&key, &json!({ "to": PHONE, "content": "a" })).await;
+    assert_eq!(cancel(&fixture, &old, &key).await.problem(404), "message_not_found");
+    assert!(fixture.records(Topic::Cancellations).await.is_empty());
+}
+
+#[tokio::test]
+async fn messages_and_broadcasts_are_cancelled_while_the_history_does_not_answer() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key("acme", &[Permission::MessagesSend, Permission::BroadcastsSend]).await;
+    let sent = fixture.send(&key, &json!({ "to": PHONE, "content": "a" })).await.json();
+    let message = sent["id"].as_str().unwrap();
+    let sent = fixture.post("/v1/broadcasts", &key, &json!({ "to": [PHONE], "content": "b" })).await.json();
+    let broadcast = sent["id"].as_str().unwrap();
+    let mut deps = fixture.deps();
+    let gone = tempfile::tempdir().unwrap();
+    let options_of_gone = eshaar_store::sqlite::Options::at(gone.path().join("store.db"));
+    let gone = eshaar_store::sqlite::open(options_of_gone, fixture.clock.clone()).unwrap();
+    gone.engine.close().await.unwrap();
+    (deps.store.messages, deps.store.broadcasts) = (gone.messages, gone.broadcasts);
+    let api = router(deps, options());
+    let post = |path: String| fixture::call(&api, request(Method::POST, &path, &key, &[], Body::empty()));
+    let old = MessageId::new(NOW.plus_millis(-62 * 24 * 3600 * 1000));
+    let answer = post(format!("/v1/messages/{message}/cancel")).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (202, &json!("cancelled")));
+    let answer = post(format!("/v1/broadcasts/{broadcast}/cancel")).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (202, &json!("cancelled")));
+    assert_eq!(post(format!("/v1/messages/{old}/cancel")).await.problem(503), "store_unavailable");
+    let cancelled: BTreeSet<_> =
+        fixture.records(Topic::Cancellations).await.into_iter().map(|record| record.key).collect();
+    assert_eq!(cancelled, [message, broadcast].map(|id| Bytes::copy_from_slice(id.as_bytes())).into());
+}
+
+#[tokio::test]
 async fn nobody_but_its_sender_cancels_a_message() {
     let fixture = Fixture::new().await;
     let id = archived(&fixture, None).await;
@@ -92,7 +182,7 @@ async fn a_cancellation_more_than_may_stand_is_refused_and_makes_no_change() {
     let fixture = Fixture::new().await;
     let (id, key) = (archived(&fixture, None).await, fixture.sender().await);
     for _ in 0..3 {
-        fixture.cancelled.enter(eshaar_model::MessageId::new(NOW));
+        fixture.cancelled.enter("acme", eshaar_model::MessageId::new(NOW));
     }
     let answer = cancel(&fixture, &id, &key).await;
     assert_eq!(answer.problem(503), "cancellations_full");
@@ -120,8 +210,8 @@ async fn a_stream_leaves_out_what_was_taken_back_and_its_cursor_moves_on() {
             value: record.value.clone(),
         })
         .collect();
-    fixture.cancelled.enter(rows[1].id);
-    fixture.cancelled.enter(rows[2].id);
+    fixture.cancelled.enter("acme", rows[1].id);
+    fixture.cancelled.enter("acme", rows[2].id);
     let shown = rows[0].id.to_string();
     let partition = partitioner::partition_of(PHONE.as_bytes(), fixture.log.partitions(Topic::LaneNormal));
     fixture.store.streams.append(partition, rows).await.unwrap();

@@ -20,8 +20,8 @@ use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{ChatRow, MessageRow, Step, Store};
 use eshaar_topics::embedded::EmbeddedLog;
 use eshaar_topics::{
-    AppendError, Bounds, Cancelled, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
-    embedded,
+    AppendError, Bounds, Cancelled, Consumer, ConsumerEvent, Log, LogError, LogPosition, NewRecord, Reader, Record,
+    StartAt, Topic, embedded,
 };
 use http::{HeaderMap, Method, Request, StatusCode};
 use parking_lot::Mutex;
@@ -295,6 +295,21 @@ impl Fixture {
         }
         self.store.messages.reach(steps).await.unwrap();
         self.deps.cache.invalidate(changed).await;
+        self.commit_archived().await;
+    }
+
+    /// Commits everything that stands in the log for the group of archive.
+    async fn commit_archived(&self) {
+        let topics = [Topic::MessagesAccepted, Topic::MessagesScheduled, Topic::MessageStatus];
+        let mut member = self.log.join("archive", &topics, StartAt::Oldest).await.unwrap();
+        let ConsumerEvent::Assigned(assignment) = member.event().await.unwrap() else { panic!("nothing assigned") };
+        let mut ends = Vec::new();
+        for reader in &assignment.partitions {
+            let (topic, partition) = reader.source();
+            ends.push((topic, partition, self.log.bounds(topic, partition).await.unwrap().end));
+        }
+        member.committer().commit(assignment.generation, &ends).await.unwrap();
+        member.leave().await;
     }
 
     fn row(&self, record: &Record) -> MessageRow {

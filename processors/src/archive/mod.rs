@@ -1,7 +1,7 @@
 //! Writes what was accepted, and what became of it, to the history, and tells those who talk of what was said.
 //!
 //! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, its
-//! conversations, and tallies of broadcasts; and `deliveries`. What has changed is said to the cache behind each write, and
+//! conversations, and tallies of broadcasts; `deliveries`; and `message.status` of what was cancelled before it was here. What has changed is said to the cache behind each write, and
 //! nothing is settled before. A message or a step that is written again changes nothing, so a
 //! replay has no effect; a step may come before its message, and a message that was scheduled before it is known to have
 //! been.
@@ -9,6 +9,7 @@
 //! A message stands in its conversation once, where its first record does in `messages.accepted`. It is there before anybody
 //! is told: businesses have no stream, so agents get hints from here, and phones of what they said on another device.
 
+mod cancelled;
 mod said;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use eshaar_presence::Presence;
 use eshaar_presence::cache::{Cache, Key};
 use eshaar_schemas::{Codecs, Message, StatusChanged};
 use eshaar_store::{MessageRow, Step, Store, StoreError};
-use eshaar_topics::{Log, LogPosition, Outcome, Received, Stage, StageError, Topic, headers};
+use eshaar_topics::{Cancelled, Log, LogPosition, Outcome, Received, Stage, StageError, Topic, headers};
 use serde::Deserialize;
 
 use self::said::{Partition, Said, chat_row};
@@ -61,6 +62,8 @@ pub struct Ports {
     pub presence: Arc<dyn Presence>,
     /// What is read of conversations without the store.
     pub cache: Arc<dyn Cache>,
+    /// What was cancelled, perhaps before the history had it.
+    pub cancelled: Arc<Cancelled>,
 }
 
 /// The stage.
@@ -72,17 +75,18 @@ pub struct Archive {
     clock: Clock,
     tallies: Tallies,
     whereabouts: Whereabouts,
+    cancelled: Arc<Cancelled>,
     options: Options,
 }
 
 impl Archive {
     /// The stage.
     pub fn new(ports: Ports, codecs: Codecs, clock: Clock, options: Options) -> Self {
-        let Ports { log, store, presence, cache } = ports;
+        let Ports { log, store, presence, cache, cancelled } = ports;
         let epoch = log.epoch();
         let tallies = Tallies::new(Arc::clone(&store.broadcasts), epoch);
         let whereabouts = Whereabouts::new(presence, clock.clone(), log.partitions(Topic::Deliveries));
-        Self { store, cache, epoch, codecs, clock, tallies, whereabouts, options }
+        Self { store, cache, epoch, codecs, clock, tallies, whereabouts, cancelled, options }
     }
 
     async fn messages(&self, of: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
@@ -106,16 +110,16 @@ impl Archive {
             }
             outcomes.push(self.collect(row, &mut rows));
         }
-        match self.keep(of, rows, &mut said).await {
-            Ok(()) if said.is_empty() => outcomes,
-            Ok(()) => {
+        let mut kept = self.keep(of, rows, &mut said).await;
+        if kept.is_ok() {
+            if !said.is_empty() {
                 for (place, hints) in self.hints(of, said, batch).await {
                     outcomes[place] = Outcome::Forward(hints);
                 }
-                outcomes
             }
-            failed @ Err(_) => self.unless_failed(&failed, outcomes),
+            kept = self.add_cancelled(batch, &mut outcomes).await;
         }
+        self.unless_failed(&kept, outcomes)
     }
 
     async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {

@@ -21,6 +21,7 @@ fn archive(engines: &Engines) -> Archive {
         store: engines.store.clone(),
         presence: Arc::clone(&engines.presence) as _,
         cache: Arc::clone(&engines.cache) as _,
+        cancelled: Arc::clone(&engines.cancelled),
     };
     Archive::new(ports, engines.codecs.clone(), engines.clock.clone(), Options::default())
 }
@@ -70,6 +71,35 @@ fn told(outcomes: Vec<Outcome>, codecs: &Codecs) -> Vec<Vec<(String, MessageHint
         other => panic!("{other:?}"),
     });
     each.collect()
+}
+
+#[tokio::test]
+async fn one_that_its_sender_cancelled_before_it_was_here_gets_the_status_once() {
+    let engines = Engines::open().await;
+    let (stage, mut partition) = (archive(&engines), nothing_known());
+    let (cancelled, named_by_another) = (message(1), message(2));
+    engines.cancelled.enter(&cancelled.sender, cancelled.id);
+    engines.cancelled.enter("mallory", named_by_another.id);
+    let batch = [&cancelled, &named_by_another]
+        .into_iter()
+        .zip(0..)
+        .map(|(message, offset)| received(message, Lane::Normal, &engines.codecs, (4, offset)))
+        .collect::<Vec<_>>();
+    let mut outcomes = stage.handle(&mut partition, &batch).await;
+    assert!(matches!(outcomes[1], Outcome::Done), "{outcomes:?}");
+    let Outcome::Forward(mut statuses) = outcomes.swap_remove(0) else { panic!("no status") };
+    let status = statuses.pop().unwrap();
+    assert_eq!((status.topic, &status.key[..]), (Topic::MessageStatus, cancelled.recipient.as_bytes()));
+    let change: StatusChanged = engines.codecs.decode(&status.value).unwrap();
+    let expected = (cancelled.id, Status::Cancelled, &cancelled.recipient, &cancelled.sender);
+    assert_eq!((change.id, change.status, &change.recipient, &change.sender), expected);
+
+    let status = at(status, Topic::MessageStatus, (4, 0));
+    assert!(matches!(stage.handle(&mut partition, &[status]).await[..], [Outcome::Done]));
+    let stored = engines.store.messages.get(cancelled.id).await.unwrap().unwrap();
+    assert_eq!(stored.steps.current(), Some(Status::Cancelled));
+    let again = stage.handle(&mut partition, &batch).await;
+    assert!(again.iter().all(|outcome| matches!(outcome, Outcome::Done)), "{again:?}");
 }
 
 /// Keeps messages, and does not always say what it has.

@@ -185,7 +185,8 @@ impl Expander {
             if held.progress.done >= broadcast.total as u64 {
                 break Ended::Sent;
             }
-            if self.ports.cancelled.covers(id.into()) {
+            self.ports.cancelled.fresh().await;
+            if self.ports.cancelled.covers(&broadcast.sender, id.into()) {
                 break Ended::Cancelled;
             }
             let now = self.ports.clock.now();
@@ -232,7 +233,7 @@ impl Expander {
         let count = most.min(broadcast.total as u64 - done);
         pace.turn(count).await;
         while !self.room.take(count).await {
-            if self.ports.cancelled.covers(held.id.into()) {
+            if self.ports.cancelled.covers(&broadcast.sender, held.id.into()) {
                 return Ok(());
             }
             self.stay(held).await?;

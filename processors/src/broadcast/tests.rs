@@ -170,7 +170,7 @@ async fn one_that_is_taken_back_goes_no_further() {
     let broadcast = Broadcast { rate: Some(4_000), ..broadcast(&engines, 20_000).await };
     open(&engines, &broadcast).await;
     send_until(&engines, Options::default(), broadcast.id, |progress| progress.done >= 2_000).await;
-    engines.cancelled.enter(broadcast.id.into());
+    engines.cancelled.enter(&broadcast.sender, broadcast.id.into());
     send_until(&engines, Options::default(), broadcast.id, ended).await;
     let progress = progress(&engines, broadcast.id).await;
     assert_eq!(progress.ended, Some(Ended::Cancelled));

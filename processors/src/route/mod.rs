@@ -38,7 +38,7 @@ use serde::Deserialize;
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
 use crate::window::Window;
-use crate::{pause, prioritize};
+use crate::{pause, pause_if_stale, prioritize};
 
 /// Records that are read at once when a window is read back.
 const READ_BACK: usize = 1_000;
@@ -139,6 +139,9 @@ impl Stage for Route {
     }
 
     async fn handle(&self, partition: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
+        if let Some(paused) = pause_if_stale(&self.ports.cancelled, &self.clock, Self::NAME) {
+            return vec![paused];
+        }
         // Whatever of it was written will be written again, the same.
         self.route(partition, batch)
             .await
@@ -218,7 +221,7 @@ impl Route {
         let lane = record.position.topic.lane().ok_or(Error::NoLane)?;
         let envelope = Envelope::read(&record.headers)?;
         let phone = envelope.to.ok_or(HeaderError { name: headers::TO })?;
-        if self.ports.cancelled.takes(envelope.id, envelope.broadcast) {
+        if self.ports.cancelled.takes(envelope.from, envelope.id, envelope.broadcast) {
             counter!(CANCELLED, "stage" => Self::NAME).increment(1);
             return Ok(Decision::Cancelled);
         }

@@ -114,7 +114,7 @@ impl Route {
         let key = envelope.to?.to_string();
         let is_there = of_lane
             && partition_of(key.as_bytes(), self.ports.log.partitions(Topic::of_lane(envelope.lane))) == gap.partition
-            && !self.ports.cancelled.takes(envelope.id, envelope.broadcast);
+            && !self.ports.cancelled.takes(envelope.from, envelope.id, envelope.broadcast);
         is_there.then_some((record, envelope))
     }
 

@@ -225,7 +225,7 @@ async fn what_was_taken_back_is_not_appended_and_nobody_is_told() {
     for message in &messages {
         rig.enqueue(message, Lane::Normal).await;
     }
-    rig.engines.cancelled.enter(messages[1].id);
+    rig.engines.cancelled.enter(&messages[1].sender, messages[1].id);
     rig.finish().await;
     let stream = rig.stream(&messages[0].recipient, [0; 4]).await;
     assert_eq!(stream, [(Lane::Normal, 0, messages[0].id), (Lane::Normal, 2, messages[2].id)]);

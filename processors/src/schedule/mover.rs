@@ -118,6 +118,8 @@ impl Mover {
             sleep(CLOCK_CHECK).await;
             return Ok(());
         }
+        // Nothing is sent before the newest cancellations are known.
+        self.cancelled.fresh().await;
         let due = self.still_due(&page, moved).await?;
         self.accept(due).await?;
         moved.enter(&page);
@@ -166,7 +168,7 @@ impl Mover {
                     continue;
                 }
             };
-            if self.cancelled.takes(message.id, flow::broadcast_of(&message)) {
+            if self.cancelled.takes(&message.sender, message.id, flow::broadcast_of(&message)) {
                 settled("cancelled", 1);
                 continue;
             }

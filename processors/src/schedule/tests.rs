@@ -391,7 +391,7 @@ async fn what_was_taken_back_is_not_accepted() {
     let mut partition = opened(&stage).await;
     let (one, cancelled, other) = (due(1_000), due(1_001), due(1_002));
     keep(&engines, &stage, &mut partition, &[one.clone(), cancelled.clone(), other.clone()]).await;
-    engines.cancelled.enter(cancelled.id);
+    engines.cancelled.enter(&cancelled.sender, cancelled.id);
     engines.clock.advance_millis(2_000);
     assert_eq!(accepts(&engines, 2).await, ids(&[&one, &other]));
     let mark = engines.store.timers.take(PARTITION, Holder::new()).await.unwrap();

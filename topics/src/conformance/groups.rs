@@ -90,6 +90,12 @@ pub async fn groups_do_not_see_each_others_commits(subject: &mut impl Subject) {
     let assignment = assigned(&mut *consumer).await;
     consumer.committer().commit(assignment.generation, &[(TOPIC, 0, 5)]).await.unwrap();
     assert_eq!(log.committed("another", TOPIC, 0).await.unwrap(), None);
+    let (all, ends) = (log.committed_all(GROUP, TOPIC).await.unwrap(), log.ends(TOPIC).await.unwrap());
+    assert_eq!((all.len(), ends.len()), (log.partitions(TOPIC) as usize, log.partitions(TOPIC) as usize));
+    for (partition, (committed, end)) in (0..).zip(all.into_iter().zip(ends)) {
+        assert_eq!(log.committed(GROUP, TOPIC, partition).await.unwrap(), committed);
+        assert_eq!(log.bounds(TOPIC, partition).await.unwrap().end, end);
+    }
     let mut other = log.join("another", &[TOPIC], StartAt::Oldest).await.unwrap();
     let mut assignment = assigned(&mut *other).await;
     assert_eq!(numbers(&assignment), everything(&*log), "a group of its own owns everything");

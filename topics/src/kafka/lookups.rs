@@ -43,6 +43,18 @@ impl Lookups {
         }
     }
 
+    /// The ends of all `count` partitions of a topic: one request a broker.
+    pub fn ends(&self, client: &Client, topic: Topic, count: u32) -> Result<Vec<u64>, LogError> {
+        const ACTION: &str = "find the ends of a topic";
+        let sources: Vec<_> = (0..count).map(|partition| (topic, partition)).collect();
+        let ends = self.offsets(client, &sources, Offset::End, ACTION)?;
+        let missing = |partition| LogError::Engine {
+            action: ACTION,
+            reason: format!("the brokers said nothing of partition {partition} of {topic}"),
+        };
+        sources.iter().map(|source| ends.get(source).copied().ok_or_else(|| missing(source.1))).collect()
+    }
+
     /// The lowest offset of a record made at `at` or later; `None` where there is none.
     pub fn offset_at(&self, client: &Client, source: (Topic, u32), at: Timestamp) -> Result<Option<u64>, LogError> {
         // Negative times have a meaning of their own in the question.

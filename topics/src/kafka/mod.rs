@@ -25,9 +25,11 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::AHashMap;
 use async_trait::async_trait;
 use eshaar_model::{Epoch, Timestamp};
 use eshaar_service::workers;
+use parking_lot::Mutex;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 
@@ -54,11 +56,43 @@ struct Shared {
     producer: Producer,
     pool: Arc<Pool>,
     groups: Groups,
+    /// Consumers that ask what groups have committed, by group.
+    asking: Mutex<AHashMap<String, Arc<Client>>>,
+}
+
+impl Shared {
+    fn asking_for(&self, group: &str) -> Result<Arc<Client>, LogError> {
+        let mut asking = self.asking.lock();
+        if self.ground.closed.is_cancelled() {
+            return Err(LogError::Closed);
+        }
+        if let Some(client) = asking.get(group) {
+            return Ok(Arc::clone(client));
+        }
+        let mut config = self.ground.options.reader(&self.ground.names)?;
+        config.set("group.id", group);
+        let client: Client = config.create_with_context(Hooks(None)).map_err(engine("ask about a group"))?;
+        let client = Arc::new(client);
+        self.ground.watch.add(&client);
+        asking.insert(group.to_owned(), Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// Lets go of the consumers that ask. Blocks.
+    fn stop_asking(&self) {
+        let asking = std::mem::take(&mut *self.asking.lock());
+        drop(asking);
+    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.ground.closed.cancel();
+        let asking = std::mem::take(&mut *self.asking.lock());
+        if !asking.is_empty() {
+            // Dropping a client blocks. Where no thread can be had, it blocks here.
+            let _ = std::thread::Builder::new().name("kafka-asking".to_owned()).spawn(move || drop(asking));
+        }
         self.groups.abandon();
         self.pool.close();
     }
@@ -85,7 +119,7 @@ impl KafkaLog {
         let closed = CancellationToken::new();
         tokio::spawn(workers::guarded("kafka-watch", watch.clone().run(closed.clone())));
         let ground = Ground { options, names, lookups, watch, closed };
-        Ok(Self(Arc::new(Shared { ground, producer, pool, groups: Groups::default() })))
+        Ok(Self(Arc::new(Shared { ground, producer, pool, groups: Groups::default(), asking: Mutex::default() })))
     }
 
     /// Closes it: takes nothing more in, waits for what is not acknowledged, leaves all groups. Whoever waits for records
@@ -97,6 +131,7 @@ impl KafkaLog {
         let closed = tokio::task::spawn_blocking(move || {
             shared.producer.close(shared.ground.options.close_timeout());
             shared.pool.close();
+            shared.stop_asking();
         });
         if closed.await.is_err() {
             tracing::error!("closing the log ended with a panic");
@@ -105,6 +140,20 @@ impl KafkaLog {
 
     fn check_partition(&self, topic: Topic, partition: u32) -> Result<(), LogError> {
         if partition < self.partitions(topic) { Ok(()) } else { Err(no_partition(topic, partition)) }
+    }
+
+    /// What a group has committed, in the order of `sources`. Offsets are told to a consumer of that group only: one asks, and
+    /// joins nothing. It is kept for the next question.
+    async fn committed_of(&self, group: &str, sources: Vec<(Topic, u32)>) -> Result<Vec<Option<u64>>, LogError> {
+        let group = self.0.ground.names.group(group);
+        let shared = Arc::clone(&self.0);
+        let asked = tokio::task::spawn_blocking(move || {
+            let client = shared.asking_for(&group)?;
+            let lookups = &shared.ground.lookups;
+            let committed = lookups.committed(&client, lookups.list(sources.iter().copied()))?;
+            Ok(sources.iter().map(|source| committed.get(source).copied()).collect())
+        });
+        asked.await.unwrap_or(Err(LogError::Closed))
     }
 
     /// Asks the brokers something, off the async threads.
@@ -168,6 +217,11 @@ impl Log for KafkaLog {
         bounds.get(&source).copied().ok_or_else(|| no_partition(topic, partition))
     }
 
+    async fn ends(&self, topic: Topic) -> Result<Vec<u64>, LogError> {
+        let count = self.partitions(topic);
+        self.ask(move |client, lookups| lookups.ends(client, topic, count)).await
+    }
+
     async fn offset_at(&self, topic: Topic, partition: u32, at: Timestamp) -> Result<u64, LogError> {
         self.check_partition(topic, partition)?;
         let source = (topic, partition);
@@ -180,16 +234,12 @@ impl Log for KafkaLog {
 
     async fn committed(&self, group: &str, topic: Topic, partition: u32) -> Result<Option<u64>, LogError> {
         self.check_partition(topic, partition)?;
-        let Ground { options, names, lookups, .. } = self.0.ground.clone();
-        let mut config = options.reader(&names)?;
-        config.set("group.id", names.group(group));
-        let asked = tokio::task::spawn_blocking(move || {
-            // Offsets are told to a consumer of that group only; it asks, and joins nothing.
-            let client: Client = config.create_with_context(Hooks(None)).map_err(engine("ask about a group"))?;
-            lookups.committed(&client, lookups.list([(topic, partition)]))
-        });
-        let committed = asked.await.unwrap_or(Err(LogError::Closed))?;
-        Ok(committed.get(&(topic, partition)).copied())
+        Ok(self.committed_of(group, vec![(topic, partition)]).await?.first().copied().flatten())
+    }
+
+    async fn committed_all(&self, group: &str, topic: Topic) -> Result<Vec<Option<u64>>, LogError> {
+        let sources = (0..self.partitions(topic)).map(|partition| (topic, partition)).collect();
+        self.committed_of(group, sources).await
     }
 
     fn epoch(&self) -> Epoch {
