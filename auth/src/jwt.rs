@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use eshaar_model::phone::PhoneError;
 use eshaar_model::{Clock, Phone, Principal, Timestamp};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use moka::sync::Cache;
@@ -175,8 +176,7 @@ impl Tokens {
                 return Err(AuthError::Refused("the token is not valid yet"));
             }
         }
-        let phone: Phone =
-            claims.sub.parse().map_err(|_| AuthError::Refused("the token's `sub` is not an E.164 phone number"))?;
+        let phone: Phone = Phone::parse_valid(&claims.sub).map_err(|error| AuthError::Refused(sub_refused(&error)))?;
         let identity = Identity {
             principal: Principal::Phone(phone),
             permissions: Vec::new(),
@@ -185,6 +185,16 @@ impl Tokens {
             key_id: None,
         };
         Ok(Verified { identity, expires_at })
+    }
+}
+
+fn sub_refused(error: &PhoneError) -> &'static str {
+    match error {
+        PhoneError::Form { .. } => "the token's `sub` is not an E.164 phone number",
+        PhoneError::TrunkPrefix { .. } => {
+            "the token's `sub` is not a number that can be reached from abroad: leave out the `0` behind the country code"
+        }
+        PhoneError::Plan { .. } => "the token's `sub` is not a phone number of any country",
     }
 }
 

@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::{IntoResponse as _, Json, Response};
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, BusinessId, MessageId, Priority, RecipientsId, Timestamp};
+use eshaar_model::limits::BROADCAST_JSON_BYTES;
+use eshaar_model::{BroadcastId, BusinessId, MessageId, Phone, Priority, RecipientsId, Timestamp};
 use eshaar_schemas::{Broadcast, DecodeError};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::audiences::{self as lists, PAGE_PHONES};
 use eshaar_store::broadcasts::{Ended, Progress, TASKS};
 use eshaar_store::{BroadcastRow, Counts};
@@ -25,13 +26,13 @@ use utoipa::ToSchema;
 use crate::audiences;
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::idempotency::{self, REPLAYED, Turn};
+use crate::idempotency::{self, Fingerprint, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
-use crate::submit::{self, BroadcastDraft};
+use crate::submit::{self, BroadcastDraft, Rules, meaning};
 use crate::{App, body, cancel, openapi, problems};
 
-/// Largest request, in bytes: 10,000 phones beside the longest content.
-const BODY_BYTES: usize = 512 << 10;
+/// What requests with an Idempotency-Key are distinguished by from those to other paths.
+const KIND: &str = "POST /v1/broadcasts";
 
 /// How far a broadcast is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -143,16 +144,18 @@ pub(crate) async fn send(
 ) -> Result<Response, Problem> {
     let business = caller.business()?;
     let key = idempotency::of(&headers)?;
-    let body = body::json_within(BODY_BYTES, &headers, body, &app.options).await?;
-    let draft = submit::parse_broadcast(&body, app.options.json_depth)?;
-    let request = Request { app: &app, business, origin: &origin, body: &body };
+    let body = body::json_within(BROADCAST_JSON_BYTES, &headers, body, &app.options).await?;
+    let rules = Rules::of(&app.options);
+    let draft = submit::parse_broadcast(&body, rules)?;
+    let listed = if draft.audience.is_some() { Vec::new() } else { submit::recipients(&body, rules)? };
+    let request = Request { app: &app, business, origin: &origin, listed: &listed };
     let now = app.deps.clock.now();
     let Some(key) = key else {
         let answer = request.accept(draft, app.ids.mint(now), false).await?;
         return Ok(accepted(answer, false));
     };
-    let hash = idempotency::hash_of("POST /v1/broadcasts", &body);
-    let held = match app.claims.claim(business.to_string(), key, hash, app.ids.mint(now), now).await? {
+    let same = Fingerprint::new(meaning::of_broadcast(KIND, &draft, &listed), KIND, body);
+    let held = match app.claims.claim(business.to_string(), key, &same, app.ids.mint(now), now).await? {
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
     };
@@ -166,7 +169,8 @@ struct Request<'a> {
     app: &'a App,
     business: &'a BusinessId,
     origin: &'a Origin,
-    body: &'a Bytes,
+    /// Recipients, each once, where they are listed.
+    listed: &'a [Phone],
 }
 
 impl Request<'_> {
@@ -194,7 +198,7 @@ impl Request<'_> {
             audience: broadcast.audience,
             created_at,
         };
-        serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
+        eshaar_service::json::to_vec(&answer).map(Bytes::from).map_err(|_| problems::internal())
     }
 
     async fn begun(&self, id: BroadcastId) -> Result<Option<Broadcast>, Problem> {
@@ -243,14 +247,13 @@ impl Request<'_> {
             let found = audiences::find(self.app, self.business, name).await?;
             return Ok((found.recipients, found.total));
         }
-        let phones = submit::recipients(self.body, self.app.options.json_depth)?;
         let (store, list) = (&*self.app.deps.store.audiences, audiences::list_of(id.into()));
         let failed = |error| problems::store(&error);
         lists::begin(store, list, None, self.app.deps.clock.now()).await.map_err(failed)?;
-        for (page, phones) in phones.chunks(PAGE_PHONES).enumerate() {
+        for (page, phones) in self.listed.chunks(PAGE_PHONES).enumerate() {
             store.put_page(list, page as u32, phones.to_vec()).await.map_err(failed)?;
         }
-        Ok((list, phones.len() as u64))
+        Ok((list, self.listed.len() as u64))
     }
 }
 

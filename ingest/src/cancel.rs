@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse as _, Json, Response};
+use axum::response::{IntoResponse as _, Response};
 use eshaar_model::{BusinessId, MessageId, Status, Timestamp};
 use eshaar_schemas::Cancellation;
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::StoredMessage;
 use eshaar_topics::{NewRecord, flow};
 use http::StatusCode;

@@ -9,6 +9,8 @@
 //! However many repeats come at once, one of them asks the store, and the others of this process wait for what it finds:
 //! a client that sends the same thing ten thousand times at once costs the store ten thousand decisions on one row otherwise,
 //! which it makes one after the other.
+//!
+//! Requests are compared by what they mean ([`Fingerprint`], [`crate::submit::meaning`]), not by their bytes.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -46,9 +48,54 @@ pub(crate) fn of(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     }
 }
 
-/// What a repeat must have in common with the first: the kind of request and its body.
-pub(crate) fn hash_of(kind: &str, body: &[u8]) -> [u8; 32] {
-    Sha256::new().chain_update(kind).chain_update([0]).chain_update(body).finalize().into()
+/// The first bytes of a stored fingerprint whose form is versioned, and the version of the canonical form that is written.
+const MARK: [u8; 3] = [0xe5, b'f', b'p'];
+const VERSION: u8 = 1;
+
+/// What a repeat must have in common with the first.
+///
+/// Stored are [`MARK`], [`VERSION`], and the last 28 bytes of the SHA-256 of the request's meaning. Claims that an earlier
+/// release made, which stand for 24 hours, hold the SHA-256 of the request's bytes instead: with those a repeat is compared
+/// by its bytes, as that release did. A fingerprint of a version that is not known here, made by a later release, cannot be
+/// compared, and is taken for the same: to refuse a repeat for good would be worse than to answer it.
+pub(crate) struct Fingerprint {
+    stored: [u8; 32],
+    kind: &'static str,
+    bytes: Bytes,
+}
+
+/// How a request compares with the first of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compared {
+    Same,
+    /// The same, by its bytes.
+    SameBytes,
+    Other,
+}
+
+impl Fingerprint {
+    /// Of a request that means `meaning`. Earlier releases hashed `bytes`, as a request of this `kind`.
+    pub(crate) fn new(meaning: [u8; 32], kind: &'static str, bytes: Bytes) -> Self {
+        let mut stored = meaning;
+        stored[..3].copy_from_slice(&MARK);
+        stored[3] = VERSION;
+        Self { stored, kind, bytes }
+    }
+
+    fn compare(&self, first: &[u8; 32]) -> Compared {
+        if *first == self.stored {
+            return Compared::Same;
+        }
+        if first.starts_with(&MARK) {
+            return if first[3] == VERSION { Compared::Other } else { Compared::Same };
+        }
+        let of_bytes = Sha256::new().chain_update(self.kind).chain_update([0]).chain_update(&self.bytes).finalize();
+        if of_bytes[..] == first[..] { Compared::SameBytes } else { Compared::Other }
+    }
+
+    fn is_of(&self, first: &[u8; 32]) -> bool {
+        self.compare(first) != Compared::Other
+    }
 }
 
 /// What a request with a key has found out about it, for those that come with the same key meanwhile.
@@ -58,7 +105,7 @@ enum Found {
     Nothing,
     /// The store did not say.
     Failed(Problem),
-    /// The key belongs to requests of this hash.
+    /// The key belongs to requests of this fingerprint.
     Claimed { hash: [u8; 32], state: State },
 }
 
@@ -89,7 +136,9 @@ pub(crate) struct Held {
     pub(crate) id: MessageId,
     /// Whether it was used before.
     pub(crate) repeat: bool,
-    /// Of the request that holds it.
+    /// Whether its first use was of an earlier release, which compared bytes.
+    pub(crate) by_bytes: bool,
+    /// The fingerprint that the key was claimed with.
     hash: [u8; 32],
     found: watch::Sender<Found>,
     in_flight: InFlight,
@@ -120,19 +169,19 @@ impl Claims {
         Self { store, in_flight: Arc::default() }
     }
 
-    /// Claims `key` of a principal for a request of `hash`; `minted` is its id if it is the first.
+    /// Claims `key` of a principal for a request; `minted` is its id if it is the first.
     pub(crate) async fn claim(
         &self,
         principal: String,
         key: String,
-        hash: [u8; 32],
+        request: &Fingerprint,
         minted: MessageId,
         now: Timestamp,
     ) -> Result<Turn, Problem> {
         let key = ClaimKey { principal, key };
         loop {
-            let mut other = match self.place(&key, minted, hash) {
-                Place::First(held) => return self.ask(held, now).await,
+            let mut other = match self.place(&key, minted, request) {
+                Place::First(held) => return self.ask(held, request, now).await,
                 Place::Behind(other) => other,
             };
             // Where it went away without a word, the next one asks.
@@ -143,7 +192,7 @@ impl Claims {
             match found {
                 Found::Nothing => {}
                 Found::Failed(problem) => return Err(problem),
-                Found::Claimed { hash: of, .. } if of != hash => return Err(problems::idempotency_mismatch()),
+                Found::Claimed { hash, .. } if !request.is_of(&hash) => return Err(problems::idempotency_mismatch()),
                 Found::Claimed { state: State::Producing, .. } => return Err(problems::idempotency_in_flight()),
                 Found::Claimed { state: State::Answered(answer), .. } => return Ok(replay(answer)),
                 // Whoever said so lets go of the key at once.
@@ -153,20 +202,29 @@ impl Claims {
     }
 
     /// The request's place among those of this process with the same key.
-    fn place(&self, key: &ClaimKey, minted: MessageId, hash: [u8; 32]) -> Place {
+    fn place(&self, key: &ClaimKey, minted: MessageId, request: &Fingerprint) -> Place {
         match self.in_flight.lock().entry(key.clone()) {
             Entry::Occupied(other) => Place::Behind(other.get().clone()),
             Entry::Vacant(free) => {
                 let (found, others) = watch::channel(Found::Nothing);
                 free.insert(others);
                 let in_flight = Arc::clone(&self.in_flight);
-                Place::First(Held { key: key.clone(), id: minted, repeat: false, hash, found, in_flight })
+                let hash = request.stored;
+                Place::First(Held {
+                    key: key.clone(),
+                    id: minted,
+                    repeat: false,
+                    by_bytes: false,
+                    hash,
+                    found,
+                    in_flight,
+                })
             }
         }
     }
 
     /// Asks the store whose the key is. Whatever happens, it is let go of by `held`, once the others are told.
-    async fn ask(&self, mut held: Held, now: Timestamp) -> Result<Turn, Problem> {
+    async fn ask(&self, mut held: Held, request: &Fingerprint, now: Timestamp) -> Result<Turn, Problem> {
         let (hash, minted) = (held.hash, Bytes::copy_from_slice(held.id.as_bytes()));
         let claim = Claim { body_hash: hash, minted, answer: None, claimed_at: now };
         let earlier = match self.store.claim(&held.key, claim).await {
@@ -182,18 +240,24 @@ impl Claims {
             }
         };
         let of = earlier.body_hash;
+        let compared = request.compare(&of);
         if let Some(answer) = earlier.answer {
             held.tell(of, State::Answered(answer.clone()));
-            return if of == hash { Ok(replay(answer)) } else { Err(problems::idempotency_mismatch()) };
+            return match compared {
+                Compared::Other => Err(problems::idempotency_mismatch()),
+                Compared::Same | Compared::SameBytes => Ok(replay(answer)),
+            };
         }
-        if of != hash {
+        if compared == Compared::Other {
             held.tell(of, State::Open);
             return Err(problems::idempotency_mismatch());
         }
         metrics::counter!(names::INGEST_REPEATED).increment(1);
         held.id = MessageId::from_bytes(&earlier.minted).map_err(|_| problems::internal())?;
         held.repeat = true;
-        held.tell(hash, State::Producing);
+        held.by_bytes = compared == Compared::SameBytes;
+        held.hash = of;
+        held.tell(of, State::Producing);
         Ok(Turn::Produce(held))
     }
 
@@ -228,4 +292,31 @@ impl Held {
 fn replay(answer: Bytes) -> Turn {
     metrics::counter!(names::INGEST_REPEATED).increment(1);
     Turn::Replay(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(meaning: &[u8], bytes: &'static [u8]) -> Fingerprint {
+        Fingerprint::new(Sha256::digest(meaning).into(), "kind", Bytes::from_static(bytes))
+    }
+
+    #[test]
+    fn requests_are_compared_by_meaning_and_with_claims_of_earlier_releases_by_bytes() {
+        let first = of(b"m", b"{ }");
+        assert_eq!(of(b"m", b"{}").compare(&first.stored), Compared::Same);
+        assert_eq!(of(b"n", b"{ }").compare(&first.stored), Compared::Other);
+        let earlier: [u8; 32] = Sha256::digest(b"kind\0{ }").into();
+        assert_eq!(first.compare(&earlier), Compared::SameBytes);
+        assert_eq!(of(b"m", b"{}").compare(&earlier), Compared::Other);
+    }
+
+    #[test]
+    fn a_fingerprint_of_a_later_release_is_not_refused() {
+        let mut later = of(b"m", b"").stored;
+        later[3] = VERSION + 1;
+        later[10] ^= 1;
+        assert_eq!(of(b"m", b"").compare(&later), Compared::Same);
+    }
 }

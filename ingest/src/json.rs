@@ -84,6 +84,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
     }
 }
 
+/// Up to here every integer is a float, and the other way round.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 struct FieldVisitor;
 
 impl<'de> Visitor<'de> for FieldVisitor {
@@ -109,8 +112,10 @@ impl<'de> Visitor<'de> for FieldVisitor {
         Ok(i64::try_from(value).map_or(Field::Number, Field::Integer))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Field<'de>, E> {
-        Ok(Field::Number)
+    /// JSON has one kind of number: `60.0` and `6e1` are the integer 60. Beyond 2^53 a float is no exact integer.
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Field<'de>, E> {
+        let is_exact = value.fract() == 0.0 && value.abs() <= EXACT;
+        Ok(if is_exact { Field::Integer(value as i64) } else { Field::Number })
     }
 
     fn visit_borrowed_str<E: de::Error>(self, value: &'de str) -> Result<Field<'de>, E> {

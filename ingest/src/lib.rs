@@ -53,7 +53,7 @@ use eshaar_topics::{Cancelled, Log};
 
 pub use conversations::live::{Live, LiveMessage, LiveSent};
 pub use openapi::document as openapi_document;
-pub use options::{BulkOptions, Options, QueueOptions};
+pub use options::{BulkOptions, Markup, Options, QueueOptions};
 pub use router::router;
 
 /// What the API rests on.

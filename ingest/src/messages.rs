@@ -3,12 +3,12 @@
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use eshaar_model::{
     ConversationId, Lane, MessageId, MessageType, Permission, Phone, Principal, Shown, Status, Timestamp,
 };
-use eshaar_service::{Problem, metrics as names};
+use eshaar_service::{Json, Problem, metrics as names};
 use eshaar_store::{SentQuery, StoredMessage};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -17,11 +17,14 @@ use utoipa::ToSchema;
 use crate::caller::Caller;
 use crate::context::Origin;
 use crate::conversations::sending::{self, Outgoing, Placed};
-use crate::idempotency::{self, REPLAYED, Turn};
+use crate::idempotency::{self, Fingerprint, REPLAYED, Turn};
 use crate::query::{PageCursor, Parameters};
-use crate::submit::{self, Attempt, Draft, Sender, Submission};
+use crate::submit::{self, Attempt, Draft, Rules, Sender, Submission, meaning};
 use crate::view::{self, MessageDetails, MessageView};
 use crate::{App, body, openapi, problems};
+
+/// What requests with an Idempotency-Key are distinguished by from those to other paths.
+const KIND: &str = "POST /v1/messages";
 
 /// The answer to a submission.
 #[derive(Debug, Serialize, ToSchema)]
@@ -86,7 +89,7 @@ async fn submit(
     may_send(caller)?;
     let key = idempotency::of(headers)?;
     let body = body::json(headers, body, &app.options).await?;
-    let submission = submit::parse(&body, app.options.json_depth, app.deps.clock.now())?;
+    let submission = submit::parse(&body, Rules::of(&app.options), app.deps.clock.now())?;
     match &submission {
         Submission::OneWay(_) => caller.business_with(Permission::MessagesSend).map(|_| ())?,
         Submission::Chat(_) => caller.chatter().map(|_| ())?,
@@ -98,9 +101,10 @@ async fn submit(
         let attempt = Attempt { id: app.ids.mint(now), at: now, may_repeat: false };
         return from.produce(submission, attempt).await.map(|answer| accepted(answer, false));
     };
-    let hash = idempotency::hash_of("POST /v1/messages", &body);
+    let meaning = meaning::of_submission(KIND, &submission);
+    let request = Fingerprint::new(meaning, KIND, body);
     let now = app.deps.clock.now();
-    let held = match app.claims.claim(from.who.to_string(), key, hash, app.ids.mint(now), now).await? {
+    let held = match app.claims.claim(from.who.to_string(), key, &request, app.ids.mint(now), now).await? {
         // What was accepted before is not counted again.
         Turn::Replay(answer) => return Ok(accepted(answer, true)),
         Turn::Produce(held) => held,
@@ -211,7 +215,7 @@ fn said(id: MessageId, placed: Placed) -> Accepted {
 }
 
 fn json(answer: &Accepted) -> Result<Bytes, Problem> {
-    serde_json::to_vec(answer).map(Bytes::from).map_err(|_| problems::internal())
+    eshaar_service::json::to_vec(answer).map(Bytes::from).map_err(|_| problems::internal())
 }
 
 fn accepted(answer: Bytes, replayed: bool) -> Response {
@@ -300,7 +304,7 @@ fn sent_query(query: Option<&str>) -> Result<SentQuery, Problem> {
     Ok(SentQuery {
         message_type,
         status: parameters.get("status")?,
-        to: parameters.get("to")?,
+        to: parameters.phone("to")?,
         before: parameters.get::<PageCursor>("cursor")?.map(|cursor| cursor.0),
         limit: parameters.limit()?,
     })

@@ -9,10 +9,13 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Largest body of a request other than bulk, in bytes. 65536 holds the longest message with room to spare.
+    /// Largest body of a request other than bulk, in bytes: 131072, which holds the longest message in every JSON encoding
+    /// ([`eshaar_model::limits::MESSAGE_JSON_BYTES`]).
     pub body_limit_bytes: usize,
     /// How deep JSON may be nested: 16.
     pub json_depth: usize,
+    /// Whether texts with markup are accepted: `allow`.
+    pub markup: Markup,
     /// How long a client may take to send a body, in seconds: 10.
     pub body_timeout_s: u64,
     /// How long the log may take to acknowledge, in seconds: 8. Then the sender is told to repeat the request.
@@ -30,6 +33,17 @@ pub struct Options {
     pub bulk: BulkOptions,
 }
 
+/// What becomes of a text (content, reference, collapse key) that holds [markup](eshaar_model::text::has_markup).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Markup {
+    /// It is accepted, stored and delivered as it was written.
+    #[default]
+    Allow,
+    /// It is refused as a whole, with 400 `content_markup`.
+    Refuse,
+}
+
 /// Most messages that may wait to be delivered, in all processes. Past them new ones are answered 503 until a fifth is gone.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,7 +58,7 @@ pub struct QueueOptions {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BulkOptions {
-    /// Longest line, in bytes: 65536.
+    /// Longest line, in bytes: 131072, as for a body.
     pub line_limit_bytes: usize,
     /// Most lines of a request: 1000000.
     pub max_lines: u64,

@@ -291,7 +291,7 @@ pub(crate) fn idempotency_in_flight() -> Problem {
 }
 
 pub(crate) fn idempotency_mismatch() -> Problem {
-    let detail = "this Idempotency-Key was used for another body in the last 24 hours; use a new one";
+    let detail = "this Idempotency-Key was used for another request in the last 24 hours; use a new one";
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", detail)
 }
 

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use eshaar_model::MessageId;
+use eshaar_model::{MessageId, Phone};
 use eshaar_service::Problem;
 
 use crate::problems;
@@ -42,12 +42,18 @@ impl Parameters {
         T: FromStr,
         T::Err: std::fmt::Display,
     {
-        let given = self.0.iter().find(|(given, _)| given == name);
-        given
-            .map(|(_, value)| {
-                value.parse().map_err(|error: T::Err| problems::invalid_parameter(name, error.to_string()))
-            })
-            .transpose()
+        self.parsed(name, |value| value.parse().map_err(|error: T::Err| error.to_string()))
+    }
+
+    /// A phone number, if it was given: valid by its numbering plan.
+    pub(crate) fn phone(&self, name: &str) -> Result<Option<Phone>, Problem> {
+        self.parsed(name, |value| Phone::parse_valid(value).map_err(|error| error.to_string()))
+    }
+
+    fn parsed<T>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, Problem> {
+        let Some((_, value)) = self.0.iter().find(|(given, _)| given == name) else { return Ok(None) };
+        let wrong = |reason: String| problems::invalid_parameter(name, format!("{reason}{}", plus_hint(value)));
+        parse(value).map(Some).map_err(wrong)
     }
 
     /// `limit`: 1 to [`MAX_LIMIT`].
@@ -61,6 +67,11 @@ impl Parameters {
             },
         }
     }
+}
+
+/// The usual cause of a space in a value: a `+` of a phone number or of a time's offset that was not encoded.
+fn plus_hint(value: &str) -> &'static str {
+    if value.contains(' ') { "; in a query a `+` stands for a space: write `%2B` for a plus" } else { "" }
 }
 
 /// Where a page of sent messages begins: behind this message. Opaque to clients.
@@ -111,6 +122,25 @@ mod tests {
     }
 
     #[test]
+    fn a_plus_that_was_not_encoded_is_named() {
+        let detail = |query: &str| {
+            let parameters = Parameters::parse(Some(query), &["to", "from", "cursor"]).unwrap();
+            let phone = parameters.phone("to").unwrap_err();
+            assert_eq!(phone.field.as_deref(), Some("to"));
+            phone.detail
+        };
+        assert!(detail("to=+966501234567").contains("%2B"));
+        assert!(detail("to=%20966501234567").contains("%2B"));
+        assert!(!detail("to=966501234567").contains("%2B"));
+        let encoded = Parameters::parse(Some("to=%2B966501234567"), &["to"]).unwrap();
+        assert_eq!(encoded.phone("to").unwrap().map(|phone| phone.to_string()).as_deref(), Some("+966501234567"));
+        let query = "from=2026-01-01T00:00:00+03:00&cursor=AQ+B";
+        let parameters = Parameters::parse(Some(query), &["from", "cursor"]).unwrap();
+        assert!(parameters.get::<eshaar_model::Timestamp>("from").unwrap_err().detail.contains("%2B"));
+        assert!(parameters.get::<PageCursor>("cursor").unwrap_err().detail.contains("%2B"));
+    }
+
+    #[test]
     fn parameters_that_are_unknown_repeated_or_out_of_bounds_are_named() {
         let code = |query: &str| {
             let parameters = Parameters::parse(Some(query), &["limit", "to"])?;
@@ -125,6 +155,7 @@ mod tests {
             ("limit=101", "limit", "invalid_parameter"),
             ("limit=x", "limit", "invalid_parameter"),
             ("limit", "limit", "invalid_parameter"),
+            ("limit=60.5", "limit", "invalid_parameter"),
         ] {
             let problem = code(query).unwrap_err();
             assert_eq!((problem.field.as_deref(), problem.code), (Some(field), expected), "{query}");

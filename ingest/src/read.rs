@@ -4,11 +4,10 @@
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::response::Json;
 use bytes::Bytes;
 use eshaar_model::{MessageId, Status, Timestamp};
 use eshaar_schemas::StatusChanged;
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::StoredMessage;
 use eshaar_topics::{NewRecord, flow};
 use serde::Serialize;

@@ -1,7 +1,8 @@
 //! `GET /`: what answers here, and where to go on.
 
 use axum::Extension;
-use axum::response::{Html, IntoResponse as _, Json, Response};
+use axum::response::{Html, IntoResponse as _, Response};
+use eshaar_service::Json;
 use eshaar_service::listener::PublicPrefix;
 use http::{HeaderMap, header};
 use serde_json::json;

@@ -4,10 +4,9 @@
 //! answered with a gap, never in silence.
 
 use axum::extract::{RawQuery, State};
-use axum::response::Json;
 use eshaar_model::{Cursor, Epoch, Lane, MessageId, MessageType, Phone, Priority, Timestamp};
 use eshaar_schemas::{Media, Message};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::StoreError;
 use eshaar_topics::{Topic, flow, partitioner};
 use serde::Serialize;

@@ -1,22 +1,20 @@
-//! The text of a message: bounded, and harmless to whoever renders it (R12.1).
-
-use std::borrow::Cow;
-use std::collections::HashSet;
+//! The text of a message: bounded, and kept as it was written (R12.1).
 
 use crate::limits::CONTENT_CHARS;
+use crate::text;
 
-/// Text of 1 to [`CONTENT_CHARS`] characters without markup that a browser would act on.
+/// Text of 1 to [`CONTENT_CHARS`] characters, at least one of them [visible](text::is_visible).
 ///
-/// Tags, scripts and styles are removed (with ammonia); plain text, `a < b` and `Tom & Jerry` included, is kept as it
-/// is. Cleaning twice changes nothing.
+/// It is plain text and holds what was sent, byte for byte: nothing is trimmed, normalised, decoded or removed. Whoever
+/// renders it escapes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content(String);
 
 /// The text cannot be sent.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ContentError {
-    /// Nothing to send (or nothing but markup).
-    #[error("must have at least 1 character besides markup and white space")]
+    /// Nothing that a reader could see.
+    #[error("must have at least 1 visible character: white space and invisible characters alone are no message")]
     Empty,
     /// Too long.
     #[error("must have at most {CONTENT_CHARS} characters, has {length}")]
@@ -37,7 +35,7 @@ pub enum ContentError {
 }
 
 impl Content {
-    /// Checks and cleans a text.
+    /// Checks a text. An accepted text is not altered.
     pub fn parse(text: String) -> Result<Self, ContentError> {
         // A text of no more bytes than the limit has no more characters.
         if text.len() > CONTENT_CHARS {
@@ -49,11 +47,7 @@ impl Content {
         if let Some((index, found)) = text.chars().enumerate().find(|(_, char)| forbidden(*char)) {
             return Err(ContentError::Control { code_point: found.into(), index });
         }
-        let clean = match harmless(&text) {
-            Cow::Borrowed(_) => text,
-            Cow::Owned(clean) => clean,
-        };
-        if clean.trim().is_empty() { Err(ContentError::Empty) } else { Ok(Self(clean)) }
+        if text.chars().any(text::is_visible) { Ok(Self(text)) } else { Err(ContentError::Empty) }
     }
 
     /// The text.
@@ -69,23 +63,4 @@ impl Content {
 
 fn forbidden(char: char) -> bool {
     char.is_control() && !matches!(char, '\t' | '\n' | '\r')
-}
-
-/// Whether a browser could take part of the text for a tag: `<` before a letter, `/`, `!` or `?`.
-fn looks_like_markup(text: &str) -> bool {
-    text.match_indices('<').any(|(at, _)| {
-        text[at + 1..].chars().next().is_some_and(|next| next.is_ascii_alphabetic() || matches!(next, '/' | '!' | '?'))
-    })
-}
-
-fn harmless(text: &str) -> Cow<'_, str> {
-    if !looks_like_markup(text) {
-        return Cow::Borrowed(text);
-    }
-    let escaped =
-        ammonia::Builder::empty().clean_content_tags(HashSet::from(["script", "style"])).clean(text).to_string();
-    // ammonia answers in HTML, where `&` and `<` are entities. Ours is plain text: take the entities back, unless that
-    // would bring markup back with them.
-    let plain = escaped.replace("&lt;", "<").replace("&gt;", ">").replace("&nbsp;", "\u{a0}").replace("&amp;", "&");
-    Cow::Owned(if looks_like_markup(&plain) { escaped } else { plain })
 }

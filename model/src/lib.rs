@@ -16,6 +16,7 @@ pub mod principal;
 pub mod rate;
 pub mod retry;
 pub mod secret;
+pub mod text;
 pub mod time;
 
 pub use content::{Content, ContentError};

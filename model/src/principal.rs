@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Phone;
+use crate::limits::BUSINESS_ID_CHARS;
 
 /// Identity of a business: 1 to 64 characters of `a-z 0-9 _ -`, the first a letter or digit. So it never looks like a
 /// phone number, which begins with `+`.
@@ -35,8 +36,9 @@ impl FromStr for BusinessId {
 
     fn from_str(text: &str) -> Result<Self, BusinessIdError> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
-        let well_formed =
-            (1..=64).contains(&text.len()) && text.bytes().all(allowed) && text.as_bytes()[0].is_ascii_alphanumeric();
+        let well_formed = (1..=BUSINESS_ID_CHARS).contains(&text.len())
+            && text.bytes().all(allowed)
+            && text.as_bytes()[0].is_ascii_alphanumeric();
         if well_formed { Ok(Self(text.into())) } else { Err(BusinessIdError { length: text.chars().count() }) }
     }
 }
@@ -74,6 +76,16 @@ pub enum PrincipalError {
 }
 
 impl Principal {
+    /// A principal that comes from outside: a phone must be valid by its numbering plan. `FromStr` checks forms alone, for
+    /// what was accepted before.
+    pub fn parse_valid(text: &str) -> Result<Self, PrincipalError> {
+        if text.starts_with('+') {
+            Ok(Self::Phone(Phone::parse_valid(text)?))
+        } else {
+            Ok(Self::Business(text.parse()?))
+        }
+    }
+
     /// The phone, when it is one.
     pub const fn phone(&self) -> Option<Phone> {
         match self {

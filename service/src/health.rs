@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use axum::Router;
 use axum::extract::State;
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::breaker::{self, Breaker};
+use crate::json::Json;
 use crate::workers;
 
 /// How long a dependency may take to answer.

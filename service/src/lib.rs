@@ -1,6 +1,5 @@
-//! What every role shares: configuration, telemetry, metrics, health, breakers and bulkheads, errors over HTTP, trace
-//! context. Rests on nothing
-//! of ours.
+//! What every role shares: configuration, telemetry, metrics, health, breakers and bulkheads, JSON and errors over HTTP,
+//! trace context. Rests on nothing of ours.
 
 pub mod breaker;
 pub mod bulkhead;
@@ -8,6 +7,7 @@ pub mod config;
 pub mod cors;
 pub mod egress;
 pub mod health;
+pub mod json;
 pub mod listener;
 pub mod metrics;
 pub mod problem;
@@ -19,5 +19,6 @@ pub mod workers;
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
 pub use health::Health;
+pub use json::Json;
 pub use problem::Problem;
 pub use trace::TraceContext;

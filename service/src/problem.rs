@@ -58,7 +58,7 @@ impl IntoResponse for Problem {
             problem: &'a Problem,
         }
         let title = self.status.canonical_reason().unwrap_or("Error");
-        let body = serde_json::to_vec(&Body { r#type: "about:blank", title, problem: &self }).unwrap_or_default();
+        let body = crate::json::to_vec(&Body { r#type: "about:blank", title, problem: &self }).unwrap_or_default();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

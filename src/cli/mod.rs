@@ -213,7 +213,7 @@ pub struct ListenArguments {
     #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
     pub url: String,
     /// The phone to be, with a token made from the data directory's secret.
-    #[arg(long, required_unless_present = "token")]
+    #[arg(long, required_unless_present = "token", value_parser = Phone::parse_valid)]
     pub phone: Option<Phone>,
     /// A token to use instead.
     #[arg(long, env = "ESHAAR_TOKEN", hide_env_values = true)]
@@ -242,10 +242,10 @@ pub struct ChatArguments {
     #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
     pub url: String,
     /// Who you are: a phone, with a token made from the data directory's secret, or a business, by its API key.
-    #[arg(long = "as", value_name = "PHONE OR BUSINESS")]
+    #[arg(long = "as", value_name = "PHONE OR BUSINESS", value_parser = Principal::parse_valid)]
     pub who: Principal,
     /// Whom you talk to: a business, or a phone.
-    #[arg(long, value_name = "BUSINESS OR PHONE")]
+    #[arg(long, value_name = "BUSINESS OR PHONE", value_parser = Principal::parse_valid)]
     pub with: Principal,
     /// A token of the phone, or an API key of the business with the permission `chat`, to use instead. Default for the
     /// business `demo`: the key made at the first start.
@@ -303,7 +303,7 @@ pub enum KeysCommand {
 #[derive(Debug, Args)]
 pub struct TokenArguments {
     /// The mobile user.
-    #[arg(long)]
+    #[arg(long, value_parser = Phone::parse_valid)]
     pub phone: Phone,
     /// How long the token is valid, in seconds.
     #[arg(long, default_value_t = 3600, value_name = "SECONDS")]

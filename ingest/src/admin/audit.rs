@@ -1,9 +1,8 @@
 //! `GET /v1/admin/audit`.
 
 use axum::extract::{RawQuery, State};
-use axum::response::Json;
 use eshaar_model::Timestamp;
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{AuditEntry, AuditQuery};
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::extract::{Path, RawQuery, State};
-use axum::response::Json;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use eshaar_model::{BusinessId, Timestamp};
 use eshaar_schemas::{Codecs, DecodeError};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{DeadLetterId, Letter, LetterBody, LetterQuery, LetterState};
 use eshaar_topics::Headers;
 use serde::Serialize;

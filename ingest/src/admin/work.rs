@@ -5,9 +5,8 @@
 
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::Json;
 use eshaar_model::{BusinessId, MessageId, Timestamp};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{DeadLetterId, LetterPlace, LetterQuery, LetterState, Task};
 use eshaar_topics::redrive::MOST_REDRIVES;
 use http::{HeaderMap, StatusCode};

@@ -11,10 +11,9 @@ mod phones;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::response::Json;
 use eshaar_model::limits::{AUDIENCE_LINES, AUDIENCE_NAME_CHARS};
 use eshaar_model::{BusinessId, MessageId, RecipientsId, Timestamp};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{Audience, audiences};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;

@@ -8,7 +8,6 @@
 use std::borrow::Cow;
 
 use eshaar_model::Phone;
-use eshaar_model::phone::PhoneError;
 
 /// A stable code, and the cause in words. Neither holds what was sent.
 pub(super) type Wrong = (&'static str, Cow<'static, str>);
@@ -49,7 +48,7 @@ pub(super) fn parse(text: &str) -> Result<Phone, Wrong> {
                 "has a zero in brackets, which is not dialled behind a country code: leave it out",
             );
         }
-        return compact.parse().map_err(|error: PhoneError| ("invalid_phone", error.to_string().into()));
+        return Phone::parse_valid(&compact).map_err(|error| ("invalid_phone", error.to_string().into()));
     }
     Err(cause(&visible, &compact))
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eshaar_model::{BusinessId, MessageId};
-use eshaar_service::{Problem, metrics as names};
+use eshaar_service::{Problem, json, metrics as names};
 use futures_util::Stream;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -243,7 +243,7 @@ impl Answers {
                     if let Some(Lines::Text(text)) = all.last_mut() {
                         let refused = RefusedLine { line: *line, error: problem.into() };
                         // Writing to memory cannot fail.
-                        let _ = serde_json::to_writer(&mut *text, &refused);
+                        let _ = json::to_writer(&mut *text, &refused);
                         text.push(b'\n');
                     }
                 }

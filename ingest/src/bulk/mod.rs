@@ -18,14 +18,16 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use eshaar_model::BusinessId;
 use eshaar_presence::limits::Limits;
 use eshaar_service::Problem;
 use http::{HeaderMap, HeaderValue, header};
+use sha2::{Digest as _, Sha256};
 
 use crate::caller::Caller;
 use crate::context::Origin;
-use crate::idempotency::{self, Held, REPLAYED, Turn};
+use crate::idempotency::{self, Fingerprint, Held, REPLAYED, Turn};
 use crate::query::Parameters;
 use crate::shares::Share;
 use crate::submit::LineIds;
@@ -43,6 +45,9 @@ pub(crate) const NDJSON: [&str; 4] =
 const PREFER: &str = "prefer";
 const PREFERENCE_APPLIED: &str = "preference-applied";
 const MINIMAL: &str = "return=minimal";
+
+/// What requests with an Idempotency-Key are distinguished by from those to other paths.
+const KIND: &str = "POST /v1/messages/bulk";
 
 /// A bulk request that was let in. Shared by its two halves.
 struct Submission {
@@ -90,7 +95,7 @@ pub(crate) async fn send(
     let place = source::place(&app, &business)?;
     let held = claim(&app, &business, &headers).await?;
     let replayed = held.as_ref().is_some_and(|held| held.repeat);
-    let ids = held.as_ref().map(|held| LineIds::new(held.id));
+    let ids = held.as_ref().map(|held| LineIds::new(held.id, held.by_bytes));
     let (memory, stall_timeout) = (Arc::clone(&app.answers), app.options.bulk.stall_timeout());
     let (answers, stream) = Answers::new(Terms { mode, business: business.clone(), memory, stall_timeout });
     let source = Source::new(body, encoding, &app.options.bulk);
@@ -125,15 +130,15 @@ fn mode(query: Option<&str>, headers: &HeaderMap) -> Result<Mode, Problem> {
     }
 }
 
-/// A claim for the whole request. Its lines get ids that derive from the claim's and from their text, so a repeat is
-/// simply produced again: what stood already is dropped by the log's readers, and a line that was changed is a message of
-/// its own. So the claim needs no answer; it refuses a repeat whose declared length differs.
+/// A claim for the whole request. Its lines get ids that derive from the claim's, their place and their meaning, so a repeat
+/// is simply produced again: what stood already is dropped by the log's readers, and a line that was changed is a message of
+/// its own. So the claim needs no answer, and nothing of the upload to be compared by: its length depends on how it is spelled.
 async fn claim(app: &App, business: &BusinessId, headers: &HeaderMap) -> Result<Option<Held>, Problem> {
     let Some(key) = idempotency::of(headers)? else { return Ok(None) };
     let length = headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes).unwrap_or_default();
-    let hash = idempotency::hash_of("POST /v1/messages/bulk", length);
+    let request = Fingerprint::new(Sha256::digest(KIND).into(), KIND, Bytes::copy_from_slice(length));
     let now = app.deps.clock.now();
-    match app.claims.claim(business.to_string(), key, hash, app.ids.mint(now), now).await? {
+    match app.claims.claim(business.to_string(), key, &request, app.ids.mint(now), now).await? {
         Turn::Produce(held) => Ok(Some(held)),
         Turn::Replay(_) => Err(problems::internal()),
     }

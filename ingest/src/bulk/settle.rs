@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use super::Submission;
 use super::answers::{Answers, Stop};
 use super::gather::Entry;
-use crate::idempotency::{Held, Turn};
+use crate::idempotency::{Fingerprint, Held, Turn};
 use crate::problems;
 use crate::submit::{self, Attempt, Draft, Sender};
 
@@ -157,7 +157,7 @@ impl Settle {
     /// Makes the claims of lines that have a key, all at once, and puts everything back into the order of the lines.
     async fn claim(&self, entries: Vec<Entry>) -> Claimed {
         let claims = join_all(entries.iter().filter_map(|entry| match entry {
-            Entry::Keyed { id, key, hash, .. } => Some(self.turn(key.clone(), *hash, *id)),
+            Entry::Keyed { id, key, request, .. } => Some(self.turn(key.clone(), request, *id)),
             _ => None,
         }))
         .await;
@@ -182,9 +182,9 @@ impl Settle {
         claimed
     }
 
-    async fn turn(&self, key: String, hash: [u8; 32], id: MessageId) -> Result<Turn, Problem> {
+    async fn turn(&self, key: String, request: &Fingerprint, id: MessageId) -> Result<Turn, Problem> {
         let Submission { app, business, .. } = &*self.submission;
-        app.claims.claim(business.to_string(), key, hash, id, app.deps.clock.now()).await
+        app.claims.claim(business.to_string(), key, request, id, app.deps.clock.now()).await
     }
 }
 

@@ -250,8 +250,8 @@ function composer(form, { send, typing }) {
   input.addEventListener("blur", stop);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const content = input.value.trim();
-    if (!content) return;
+    const content = input.value;
+    if (!content.trim()) return;
     told = false;
     clearTimeout(idle);
     send(content);

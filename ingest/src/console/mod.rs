@@ -20,15 +20,15 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::middleware::{Next, from_fn, map_response};
-use axum::response::{Html, IntoResponse, Json, Redirect, Response};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Router, http};
 use axum_extra::extract::CookieJar;
 use axum_extra::extract::cookie::{Cookie, SameSite};
 use eshaar_auth::jwt::Issuer;
 use eshaar_model::{Clock, MessageId, Phone, Timestamp};
-use eshaar_service::Problem;
 use eshaar_service::listener::PublicPrefix;
+use eshaar_service::{Json, Problem};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,8 @@ const BUSINESS: &str = "demo";
 
 /// How long a phone's token is good; the page renews it before.
 const TOKEN_FOR: Duration = Duration::from_mins(10);
-/// Longest body that is handed to the API, in bytes: 10,000 characters, escaped, and the rest.
-const MAX_BODY: usize = 128 * 1024;
+/// Longest body that is handed to the API, in bytes.
+const MAX_BODY: usize = eshaar_model::limits::MESSAGE_BYTES_DEFAULT;
 
 /// Longest page, in bytes.
 const MAX_PAGE: usize = 16 << 20;

@@ -5,6 +5,9 @@ use serde_json::Value;
 
 use super::{BUSINESS, PHONES};
 
+/// Browsers count UTF-16 units, of which a character has up to two. The API counts characters.
+const CONTENT_UNITS: usize = 2 * eshaar_model::limits::CONTENT_CHARS;
+
 fn document(body: &Markup, csrf: Option<&str>) -> Markup {
     html! {
         (DOCTYPE)
@@ -121,7 +124,7 @@ fn sender() -> Markup {
                 }
                 label class="field" {
                     span { "Message" }
-                    textarea name="content" rows="3" dir="auto" required maxlength="10000" {}
+                    textarea name="content" rows="3" dir="auto" required maxlength=(CONTENT_UNITS) {}
                 }
                 div class="pair" {
                     label class="field" {
@@ -223,7 +226,7 @@ fn composer(label: &str) -> Markup {
         div {
             p class="typing quiet" role="status" { }
             form class="composer" {
-                input type="text" maxlength="10000" dir="auto" autocomplete="off" aria-label=(label) placeholder=(label);
+                input type="text" maxlength=(CONTENT_UNITS) dir="auto" autocomplete="off" aria-label=(label) placeholder=(label);
                 button type="submit" { "Send" }
             }
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conversations;
+mod hostile;
 
 use axum::body::to_bytes;
 use eshaar_model::Timestamp;

@@ -3,9 +3,8 @@
 use std::str::FromStr;
 
 use axum::extract::{Path, RawQuery, State};
-use axum::response::Json;
 use eshaar_model::{ConversationPosition, Side, Status};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoredMessage};
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -9,12 +9,15 @@ use super::sending::{self, Outgoing, Placed};
 use super::{access, reading};
 use crate::caller::allowed;
 use crate::context::Origin;
-use crate::idempotency::{self, Turn};
-use crate::submit::{self, Typed};
+use crate::idempotency::{self, Fingerprint, Turn};
+use crate::submit::{self, Rules, Typed, meaning};
 use crate::{App, Deps, Options, problems};
 
 /// Stands before a client's reference among the keys of idempotency: those of HTTP have no space.
 const KEYS: &str = "ws ";
+
+/// What these messages are distinguished by from others with the same key.
+const KIND: &str = "send over a WebSocket";
 
 /// A chat message as a session's client sends it. Exactly one of `to` and `conversation_id` is to be given.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +69,13 @@ impl Live {
         let LiveMessage { to, conversation_id, content, has_media, .. } = message;
         let typed = Typed { to, conversation_id, content, reference: message.own_reference, has_media };
         let now = app.deps.clock.now();
-        let draft = submit::chat(typed, now)?;
+        let draft = submit::chat(typed, Rules::of(&app.options), now)?;
         let is_told_by_history = draft.names_conversation();
         let body = serde_json::to_vec(&(to, conversation_id, content, message.own_reference));
-        let hash = idempotency::hash_of("send over a WebSocket", &body.map_err(|_| problems::internal())?);
+        let bytes = body.map_err(|_| problems::internal())?.into();
+        let request = Fingerprint::new(meaning::of_chat(KIND, &draft), KIND, bytes);
         let key = format!("{KEYS}{}", message.reference);
-        let held = match app.claims.claim(who.to_string(), key, hash, app.ids.mint(now), now).await? {
+        let held = match app.claims.claim(who.to_string(), key, &request, app.ids.mint(now), now).await? {
             Turn::Replay(answer) => return replayed(&answer),
             Turn::Produce(held) => held,
         };

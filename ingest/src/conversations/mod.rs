@@ -18,9 +18,9 @@ mod view;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::{IntoResponse as _, Json, Response};
+use axum::response::{IntoResponse as _, Response};
 use eshaar_model::{ActivityCursor, ConversationStatus, Pair, Principal};
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{How, ListQuery};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -92,9 +92,8 @@ fn pair(who: &Principal, body: &[u8], depth: usize) -> Result<Pair, Problem> {
     }
     let with: Principal = match raw.with {
         Field::Absent => return Err(Problem::field("with", "missing_field", "is required")),
-        Field::Text(text) => text.parse().map_err(|error: eshaar_model::principal::PrincipalError| {
-            Problem::field("with", "invalid_recipient", error.to_string())
-        })?,
+        Field::Text(text) => Principal::parse_valid(&text)
+            .map_err(|error| Problem::field("with", "invalid_recipient", error.to_string()))?,
         other => return Err(Problem::field("with", "wrong_type", format!("must be a string, is {}", other.kind()))),
     };
     Pair::of(who, &with).map_err(|error| problems::invalid_pair("with", &error))

@@ -6,11 +6,10 @@
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::response::Json;
 use eshaar_auth::Identity;
 use eshaar_model::{ConversationPosition, Permission, Status};
 use eshaar_schemas::Change;
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::{ReadFrom, ReadMark, StoredMessage};
 use http::HeaderMap;
 use serde::Deserialize;

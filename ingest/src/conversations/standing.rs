@@ -2,10 +2,9 @@
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::response::Json;
 use eshaar_model::Conversation;
 use eshaar_schemas::Change;
-use eshaar_service::Problem;
+use eshaar_service::{Json, Problem};
 use eshaar_store::Archived;
 
 use super::access::{self, Ours};

@@ -110,7 +110,7 @@ struct Document;
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "it describes what `submit` reads")]
 pub(crate) struct Submission {
-    /// The phone, in E.164; a number that its country could have. Of a chat message that a mobile user sends: the business's
+    /// The phone, in E.164; a number of its country's numbering plan. Of a chat message that a mobile user sends: the business's
     /// id. Required where there is no `conversation_id`.
     #[schema(example = "+966501234567", nullable = false)]
     to: Option<String>,
@@ -119,7 +119,8 @@ pub(crate) struct Submission {
     conversation_id: Option<String>,
     /// `one_way` when it is left out.
     r#type: Option<MessageType>,
-    /// Markup is made harmless; control characters other than tab and line ends are refused.
+    /// Plain text, stored and delivered byte for byte. At least one character is visible; control characters other than tab and
+    /// line ends are refused.
     #[schema(min_length = 1, max_length = 10_000, example = "Your card was used.")]
     content: String,
     /// `normal` when it is left out, and for every chat message. Order holds within a priority.
@@ -130,7 +131,7 @@ pub(crate) struct Submission {
     /// When it is sent: a time with its offset, at most 30 days ahead. At once when it is left out, or past, as every chat message.
     #[schema(format = DateTime, example = "2026-01-31T12:00:00+03:00")]
     send_at: Option<String>,
-    /// Your own reference; it comes back wherever the message is shown.
+    /// Your own reference; it comes back as it is wherever the message is shown.
     #[schema(min_length = 1, max_length = 128, example = "tx-81")]
     reference: Option<String>,
     /// Messages of one key replace one another on the screen. At most 64 bytes.
@@ -151,7 +152,8 @@ pub(crate) struct NewBroadcast {
     to: Option<Vec<String>>,
     /// `one_way` when it is left out.
     r#type: Option<SendableType>,
-    /// Markup is made harmless; control characters other than tab and line ends are refused.
+    /// Plain text, stored and delivered byte for byte. At least one character is visible; control characters other than tab and
+    /// line ends are refused.
     #[schema(min_length = 1, max_length = 10_000, example = "We are closed on Friday.")]
     content: String,
     /// `normal` when it is left out. Whichever it is, the messages take the bulk lane.
@@ -395,7 +397,7 @@ fn problem(status: u16) -> utoipa::openapi::Response {
         }
         413 => "The body is too large",
         415 => "The type or encoding of the body is not one of those named here",
-        422 => "The Idempotency-Key was used with another body",
+        422 => "The Idempotency-Key was used with another request",
         429 => "Your rate, or everybody's, is reached; nothing was accepted: see `Retry-After`",
         500 => "A failure of this service",
         _ => {
@@ -423,7 +425,7 @@ pub fn document() -> OpenApi {
 
 /// `/openapi.json` and `/docs`.
 pub(crate) fn router() -> Router<App> {
-    let json = Bytes::from(serde_json::to_vec(&document()).unwrap_or_default());
+    let json = Bytes::from(eshaar_service::json::to_vec(&document()).unwrap_or_default());
     let answer = move |prefix: Option<Extension<PublicPrefix>>| async move {
         let json = match prefix {
             Some(Extension(PublicPrefix(prefix))) => under(&prefix, &json),

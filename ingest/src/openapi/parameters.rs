@@ -8,7 +8,8 @@ use super::{ConversationStatus, DeadLetterState, MessageType, Status};
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it describes what `idempotency` reads")]
 pub(crate) struct IdempotencyKey {
-    /// However often a request is repeated with the same key and body, within 24 hours, it is one message, with one answer.
+    /// However often a request is repeated with the same key and the same meaning, within 24 hours, it is one message, with
+    /// one answer. How its JSON is spelled makes no difference.
     #[param(
         rename = "Idempotency-Key",
         pattern = "^[!-~]{1,128}$",
@@ -135,7 +136,7 @@ pub(crate) struct ListQuery {
     /// At this status only.
     #[param(inline, nullable = false)]
     status: Option<Status>,
-    /// To this phone only.
+    /// To this phone only. In a query its `+` is written `%2B`.
     #[param(pattern = r"^\+[1-9][0-9]{6,14}$", nullable = false)]
     to: Option<String>,
     /// The `next_cursor` of the page before.

@@ -4,12 +4,13 @@
 use std::borrow::Cow;
 
 use eshaar_model::limits::{COLLAPSE_KEY_BYTES, IDEMPOTENCY_KEY_CHARS, REFERENCE_CHARS, SEND_AHEAD_MS, TTL_SECONDS};
-use eshaar_model::phone::PhoneError;
+use eshaar_model::text::has_markup;
 use eshaar_model::{Content, ContentError, Phone, Priority, Timestamp};
 use eshaar_service::Problem;
 
 use crate::idempotency::is_key;
 use crate::json::Field;
+use crate::options::Markup;
 use crate::problems;
 
 /// Highest rate that a broadcast may be given, in messages a second.
@@ -28,11 +29,13 @@ pub(super) fn rate(field: &Field<'_>) -> Result<Option<u32>, Problem> {
 }
 
 pub(super) fn recipient(field: Field<'_>) -> Result<Phone, Problem> {
-    text("to", field)?.parse().map_err(|error: PhoneError| Problem::field("to", "invalid_phone", error.to_string()))
+    Phone::parse_valid(&text("to", field)?).map_err(|error| Problem::field("to", "invalid_phone", error.to_string()))
 }
 
-pub(super) fn content(field: Field<'_>) -> Result<Content, Problem> {
-    Content::parse(text("content", field)?.into_owned()).map_err(|error| {
+pub(super) fn content(field: Field<'_>, markup: Markup) -> Result<Content, Problem> {
+    let text = text("content", field)?.into_owned();
+    check_markup("content", &text, markup)?;
+    Content::parse(text).map_err(|error| {
         let code = match error {
             ContentError::Empty => "content_empty",
             ContentError::TooLong { .. } => "content_too_long",
@@ -40,6 +43,15 @@ pub(super) fn content(field: Field<'_>) -> Result<Content, Problem> {
         };
         Problem::field("content", code, error.to_string())
     })
+}
+
+/// Where an operator wants no markup, text with it is refused as a whole, and never altered.
+fn check_markup(name: &str, text: &str, markup: Markup) -> Result<(), Problem> {
+    if markup == Markup::Allow || !has_markup(text) {
+        return Ok(());
+    }
+    let detail = "must not contain markup: a `<` that is followed by a letter, `/`, `!` or `?`";
+    Err(Problem::field(name, "content_markup", detail))
 }
 
 pub(super) fn priority(field: &Field<'_>) -> Result<Priority, Problem> {
@@ -93,23 +105,25 @@ pub(super) fn send_at(field: &Field<'_>, now: Timestamp) -> Result<Option<Timest
     }
 }
 
-pub(super) fn reference(field: Field<'_>) -> Result<Option<String>, Problem> {
+pub(super) fn reference(field: Field<'_>, markup: Markup) -> Result<Option<String>, Problem> {
     let Some(text) = optional_text("reference", field)? else { return Ok(None) };
     let length = chars(&text);
     if !(1..=REFERENCE_CHARS).contains(&length) || text.contains(char::is_control) {
         let detail = format!("must have 1 to {REFERENCE_CHARS} characters, none of them control; has {length}");
         return Err(Problem::field("reference", "invalid_reference", detail));
     }
+    check_markup("reference", &text, markup)?;
     Ok(Some(text))
 }
 
-pub(super) fn collapse_key(field: Field<'_>) -> Result<Option<String>, Problem> {
+pub(super) fn collapse_key(field: Field<'_>, markup: Markup) -> Result<Option<String>, Problem> {
     let Some(text) = optional_text("collapse_key", field)? else { return Ok(None) };
     if !(1..=COLLAPSE_KEY_BYTES).contains(&text.len()) || text.contains(char::is_control) {
         let detail =
             format!("must have 1 to {COLLAPSE_KEY_BYTES} bytes of UTF-8, no control characters; has {}", text.len());
         return Err(Problem::field("collapse_key", "invalid_collapse_key", detail));
     }
+    check_markup("collapse_key", &text, markup)?;
     Ok(Some(text))
 }
 

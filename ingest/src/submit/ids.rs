@@ -38,23 +38,30 @@ impl Ids {
 }
 
 /// Ids of the lines of a bulk request that has an Idempotency-Key: the same for the same line of a repeat, in the order
-/// of the lines. A line that was changed is another message, so its text is part of its id.
+/// of the lines. A line that was changed is another message, so its meaning is part of its id.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LineIds {
     base: MessageId,
+    by_bytes: bool,
 }
 
 impl LineIds {
-    pub(crate) const fn new(base: MessageId) -> Self {
-        Self { base }
+    /// `by_bytes`: the request was begun by an earlier release, which made ids of the bytes of lines.
+    pub(crate) const fn new(base: MessageId, by_bytes: bool) -> Self {
+        Self { base, by_bytes }
+    }
+
+    /// Whether ids are made of the bytes of lines and their numbers, blank lines counted; not of their meaning.
+    pub(crate) const fn by_bytes(self) -> bool {
+        self.by_bytes
     }
 
     /// `line` counts from 1. Order holds up to line 2^24.
-    pub(crate) fn of(self, line: u64, text: &[u8]) -> MessageId {
+    pub(crate) fn of(self, line: u64, meaning: &[u8]) -> MessageId {
         let hash = Sha256::new()
             .chain_update(self.base.as_bytes())
             .chain_update(line.to_be_bytes())
-            .chain_update(text)
+            .chain_update(meaning)
             .finalize();
         let random = hash.first_chunk().map_or(0, |bytes: &[u8; 8]| u64::from_be_bytes(*bytes));
         // Twelve bits of the line's number stand behind the milliseconds, twelve more lead the random bits.
@@ -116,12 +123,12 @@ mod tests {
 
     #[test]
     fn ids_of_lines_are_the_same_again_grow_with_the_line_and_change_with_its_text() {
-        let ids = LineIds::new(MessageId::new(NOW));
+        let ids = LineIds::new(MessageId::new(NOW), false);
         let minted: Vec<_> = (1..=20_000).map(|line| ids.of(line, b"text")).collect();
         assert!(minted.is_sorted_by(|a, b| a < b));
         assert_eq!(minted[41], ids.of(42, b"text"));
         assert_ne!(minted[41], ids.of(42, b"other"));
-        assert_ne!(minted[41], LineIds::new(MessageId::new(NOW)).of(42, b"text"));
+        assert_ne!(minted[41], LineIds::new(MessageId::new(NOW), false).of(42, b"text"));
         assert_eq!(minted[19_999].made_at(), NOW);
     }
 }

@@ -13,6 +13,7 @@ use super::fields::{
 };
 use super::raw::Raw;
 use crate::json::Field;
+use crate::options::Markup;
 use crate::problems;
 
 /// A message that can be sent.
@@ -81,7 +82,7 @@ pub(crate) struct BroadcastDraft {
 }
 
 /// Checks a broadcast; the first thing wrong with it is what is answered.
-pub(super) fn validate_broadcast(raw: Raw<'_>) -> Result<BroadcastDraft, Problem> {
+pub(super) fn validate_broadcast(raw: Raw<'_>, markup: Markup) -> Result<BroadcastDraft, Problem> {
     if let Some(name) = &raw.unknown {
         return Err(problems::unknown_field(name));
     }
@@ -117,18 +118,18 @@ pub(super) fn validate_broadcast(raw: Raw<'_>) -> Result<BroadcastDraft, Problem
         (None, other) => return Err(wrong_kind("to", "an array of phones", other)),
     }
     Ok(BroadcastDraft {
-        content: content(raw.content)?,
+        content: content(raw.content, markup)?,
         priority: priority(&raw.priority)?,
         ttl_s: time_to_live(&raw.ttl_s)?,
-        reference: reference(raw.reference)?,
-        collapse_key: collapse_key(raw.collapse_key)?,
+        reference: reference(raw.reference, markup)?,
+        collapse_key: collapse_key(raw.collapse_key, markup)?,
         rate: rate(&raw.rate)?,
         audience,
     })
 }
 
 /// Checks a submission; the first thing wrong with it is what is answered.
-pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Submission, Problem> {
+pub(super) fn validate(raw: Raw<'_>, form: Form, markup: Markup, now: Timestamp) -> Result<Submission, Problem> {
     if let Some(name) = &raw.unknown {
         return Err(problems::unknown_field(name));
     }
@@ -144,25 +145,25 @@ pub(super) fn validate(raw: Raw<'_>, form: Form, now: Timestamp) -> Result<Submi
         }
     }
     match kind(&raw)? {
-        MessageType::Chat => chat(raw).map(Submission::Chat),
-        MessageType::OneWay => one_way(raw, now).map(Submission::OneWay),
+        MessageType::Chat => chat(raw, markup).map(Submission::Chat),
+        MessageType::OneWay => one_way(raw, markup, now).map(Submission::OneWay),
     }
 }
 
-fn one_way(raw: Raw<'_>, now: Timestamp) -> Result<Draft, Problem> {
+fn one_way(raw: Raw<'_>, markup: Markup, now: Timestamp) -> Result<Draft, Problem> {
     Ok(Draft {
         to: recipient(raw.to)?,
-        content: content(raw.content)?,
+        content: content(raw.content, markup)?,
         priority: priority(&raw.priority)?,
         ttl_s: time_to_live(&raw.ttl_s)?,
         send_at: send_at(&raw.send_at, now)?,
-        reference: reference(raw.reference)?,
-        collapse_key: collapse_key(raw.collapse_key)?,
+        reference: reference(raw.reference, markup)?,
+        collapse_key: collapse_key(raw.collapse_key, markup)?,
         idempotency_key: idempotency_key(raw.idempotency_key)?,
     })
 }
 
-fn chat(raw: Raw<'_>) -> Result<ChatDraft, Problem> {
+fn chat(raw: Raw<'_>, markup: Markup) -> Result<ChatDraft, Problem> {
     if priority(&raw.priority)? != Priority::Normal {
         let detail = "a conversation has one priority, `normal`, so that its messages stay in order; leave it out";
         return Err(Problem::field("priority", "chat_priority", detail));
@@ -172,17 +173,17 @@ fn chat(raw: Raw<'_>) -> Result<ChatDraft, Problem> {
     }
     Ok(ChatDraft {
         party: party(raw.to, raw.conversation_id)?,
-        content: content(raw.content)?,
+        content: content(raw.content, markup)?,
         ttl_s: time_to_live(&raw.ttl_s)?,
-        reference: reference(raw.reference)?,
-        collapse_key: collapse_key(raw.collapse_key)?,
+        reference: reference(raw.reference, markup)?,
+        collapse_key: collapse_key(raw.collapse_key, markup)?,
     })
 }
 
 fn party(to: Field<'_>, conversation: Field<'_>) -> Result<Party, Problem> {
     match (to.is_none(), conversation.is_none()) {
         (false, true) => {
-            let principal = text("to", to)?.parse::<Principal>();
+            let principal = Principal::parse_valid(&text("to", to)?);
             principal.map(Party::With).map_err(|error| Problem::field("to", "invalid_recipient", error.to_string()))
         }
         (true, false) => {
@@ -235,7 +236,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::submit::{parse, parse_line};
+    use crate::submit::{Rules, parse, parse_line};
 
     fn submission(change: &Value) -> Vec<u8> {
         let mut body = json!({ "to": "+966501234567", "type": "one_way", "content": "hello" });
@@ -249,7 +250,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
     fn check(change: &Value) -> Result<Draft, Problem> {
-        parse(&submission(change), 16, NOW).map(|submission| match submission {
+        parse(&submission(change), Rules::new(16), NOW).map(|submission| match submission {
             Submission::OneWay(draft) => draft,
             Submission::Chat(_) => panic!("a chat message"),
         })
@@ -260,7 +261,7 @@ mod tests {
         for (name, value) in change.as_object().unwrap() {
             body[name] = value.clone();
         }
-        parse(&serde_json::to_vec(&body).unwrap(), 16, NOW).map(|submission| match submission {
+        parse(&serde_json::to_vec(&body).unwrap(), Rules::new(16), NOW).map(|submission| match submission {
             Submission::Chat(draft) => draft,
             Submission::OneWay(_) => panic!("a one-way message"),
         })
@@ -295,9 +296,11 @@ mod tests {
         let cases = [
             (json!({ "to": "0501234567" }), "to", "invalid_phone"),
             (json!({ "to": "+9991234567" }), "to", "invalid_phone"),
+            (json!({ "to": "+9660501234567" }), "to", "invalid_phone"),
+            (json!({ "to": "+460736829291" }), "to", "invalid_phone"),
             (json!({ "to": 966_501_234_567_u64 }), "to", "wrong_type"),
             (json!({ "content": "" }), "content", "content_empty"),
-            (json!({ "content": "<script>x</script>" }), "content", "content_empty"),
+            (json!({ "content": " \t\r\n\u{a0}\u{200b}\u{2800}\u{3164}" }), "content", "content_empty"),
             (json!({ "content": long(10_001) }), "content", "content_too_long"),
             (json!({ "content": "a\u{0}b" }), "content", "content_control_character"),
             (json!({ "content": ["a"] }), "content", "wrong_type"),
@@ -307,6 +310,8 @@ mod tests {
             (json!({ "ttl_s": -1 }), "ttl_s", "invalid_ttl"),
             (json!({ "ttl_s": 2_592_001 }), "ttl_s", "invalid_ttl"),
             (json!({ "ttl_s": 1.5 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": 60.5 }), "ttl_s", "invalid_ttl"),
+            (json!({ "ttl_s": 1e300 }), "ttl_s", "invalid_ttl"),
             (json!({ "ttl_s": u64::MAX }), "ttl_s", "invalid_ttl"),
             (json!({ "reference": "" }), "reference", "invalid_reference"),
             (json!({ "reference": long(129) }), "reference", "invalid_reference"),
@@ -351,6 +356,7 @@ mod tests {
             (json!({ "to": "acme", "conversation_id": id }), "conversation_id", "two_recipients"),
             (json!({ "to": "No Business" }), "to", "invalid_recipient"),
             (json!({ "to": "+999123" }), "to", "invalid_recipient"),
+            (json!({ "to": "+9660501234567" }), "to", "invalid_recipient"),
             (json!({ "to": ["acme"] }), "to", "wrong_type"),
             (json!({ "conversation_id": "x" }), "conversation_id", "invalid_conversation_id"),
             (json!({ "conversation_id": 7 }), "conversation_id", "wrong_type"),
@@ -365,7 +371,7 @@ mod tests {
             assert_eq!((problem.field.as_deref(), problem.code), (Some(field), code), "{change}");
         }
         let line = submission(&json!({ "type": "chat" }));
-        assert_eq!(parse_line(&line, 16, NOW).unwrap_err().code, "one_way_only");
+        assert_eq!(parse_line(&line, Rules::new(16), NOW).unwrap_err().code, "one_way_only");
     }
 
     #[test]
@@ -383,6 +389,29 @@ mod tests {
     }
 
     #[test]
+    fn an_integer_is_one_however_it_is_spelled() {
+        for spelled in ["60", "60.0", "6e1", "6.0E+1", "600e-1"] {
+            let body = format!(r#"{{"to": "+966501234567", "content": "a", "ttl_s": {spelled}}}"#);
+            let Ok(Submission::OneWay(draft)) = parse(body.as_bytes(), Rules::new(16), NOW) else {
+                panic!("{spelled}")
+            };
+            assert_eq!(draft.ttl_s, Some(60), "{spelled}");
+        }
+    }
+
+    #[test]
+    fn markup_is_refused_in_every_text_where_the_operator_wants_that() {
+        let rules = Rules { markup: Markup::Refuse, ..Rules::new(16) };
+        for (field, text) in [("content", "<b>a</b>"), ("reference", "x<!--"), ("collapse_key", "</x")] {
+            let body = submission(&json!({ field: text }));
+            let problem = parse(&body, rules, NOW).unwrap_err();
+            assert_eq!((problem.field.as_deref(), problem.code), (Some(field), "content_markup"));
+            assert!(parse(&body, Rules::new(16), NOW).is_ok());
+        }
+        assert!(parse(&submission(&json!({ "content": "1 < 2 &lt;b&gt; <3" })), rules, NOW).is_ok());
+    }
+
+    #[test]
     fn the_longest_of_everything_is_accepted() {
         let longest = json!({ "content": "é".repeat(10_000), "reference": "é".repeat(128),
             "collapse_key": "x".repeat(64), "ttl_s": 2_592_000 });
@@ -391,10 +420,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_given_twice_is_named() {
-        let problem = parse(b"{}", 16, NOW).unwrap_err();
+        let problem = parse(b"{}", Rules::new(16), NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("to"), "missing_field"));
         let twice = br#"{"to": "+966501234567", "content": "a", "content": "b"}"#;
-        let problem = parse(twice, 16, NOW).unwrap_err();
+        let problem = parse(twice, Rules::new(16), NOW).unwrap_err();
         assert_eq!((problem.field.as_deref(), problem.code), (Some("content"), "repeated_field"));
     }
 
@@ -411,22 +440,22 @@ mod tests {
             r#"{"to": "SECRET"#,
             r#"{"to": SECRET}"#,
         ] {
-            let problem = parse(body.as_bytes(), 16, NOW).unwrap_err();
+            let problem = parse(body.as_bytes(), Rules::new(16), NOW).unwrap_err();
             assert!(!format!("{problem:?}").contains("SECRET"), "{problem:?}");
         }
     }
 
     #[test]
     fn a_name_with_escapes_is_the_field_it_spells() {
-        let draft = parse_line(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, 16, NOW).unwrap();
+        let draft = parse_line(br#"{"t\u006f": "+966501234567", "content": "a\"b"}"#, Rules::new(16), NOW).unwrap();
         assert_eq!(draft.content.as_str(), "a\"b");
     }
 
     #[test]
     fn a_line_may_have_its_own_idempotency_key() {
-        let draft = parse_line(&submission(&json!({ "idempotency_key": "k-1" })), 16, NOW).unwrap();
+        let draft = parse_line(&submission(&json!({ "idempotency_key": "k-1" })), Rules::new(16), NOW).unwrap();
         assert_eq!(draft.idempotency_key.as_deref(), Some("k-1"));
-        let problem = parse_line(&submission(&json!({ "idempotency_key": "a b" })), 16, NOW).unwrap_err();
+        let problem = parse_line(&submission(&json!({ "idempotency_key": "a b" })), Rules::new(16), NOW).unwrap_err();
         assert_eq!(problem.code, "invalid_idempotency_key");
     }
 }

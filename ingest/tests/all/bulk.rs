@@ -54,7 +54,7 @@ async fn every_line_has_its_result_in_order_and_a_bad_one_fails_alone() {
         String::new(),
         json!({ "to": "nobody", "content": "a" }).to_string(),
         json!({ "to": PHONE, "content": "a", "type": "chat" }).to_string(),
-        line(&"x".repeat(70_000)),
+        line(&"x".repeat(140_000)),
         line("last"),
     ]
     .join("\n");

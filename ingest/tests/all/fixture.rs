@@ -10,7 +10,8 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use eshaar_auth::jwt::Issuer;
 use eshaar_auth::{Authenticator, keys};
-use eshaar_ingest::{BulkOptions, Deps, Options, QueueOptions, router};
+use eshaar_ingest::{BulkOptions, Deps, Markup, Options, QueueOptions, router};
+use eshaar_model::limits::MESSAGE_BYTES_DEFAULT;
 use eshaar_model::{Clock, ConversationPosition, Epoch, Pair, Permission, Principal, Side, Timestamp};
 use eshaar_presence::cache::Key;
 use eshaar_presence::limits::{self, Limiter};
@@ -119,8 +120,9 @@ pub fn nonzero(number: usize) -> NonZeroUsize {
 
 pub fn options() -> Options {
     Options {
-        body_limit_bytes: 65_536,
+        body_limit_bytes: MESSAGE_BYTES_DEFAULT,
         json_depth: 16,
+        markup: Markup::Allow,
         body_timeout_s: 1,
         append_timeout_s: 1,
         request_timeout_s: 5,
@@ -131,7 +133,7 @@ pub fn options() -> Options {
             bulk: NonZeroU64::new(1_000_000).unwrap(),
         },
         bulk: BulkOptions {
-            line_limit_bytes: 65_536,
+            line_limit_bytes: MESSAGE_BYTES_DEFAULT,
             max_lines: 1_000_000,
             max_bytes: 64 << 20,
             max_ratio: 200,

@@ -1,12 +1,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use eshaar_model::{MessageId, Permission};
+use eshaar_store::{Claim, ClaimKey, Claimed};
 use eshaar_topics::Topic;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
-use crate::fixture::{Answer, Fault, Fixture, PHONE, call, submission, upload};
+use crate::fixture::{Answer, Fault, Fixture, NOW, PHONE, call, request, submission, upload};
 
 fn body(content: &str) -> String {
     json!({ "to": PHONE, "content": content }).to_string()
@@ -161,8 +165,124 @@ async fn a_bulk_request_that_is_repeated_has_the_same_ids_and_a_changed_line_ano
     let changed = fixture.call(upload(&credential, &headers, lines("c"))).await.lines();
     assert_eq!(changed[..2], first.lines()[..2]);
     assert_ne!(changed[2], first.lines()[2]);
-    let longer = fixture.call(upload(&credential, &[("idempotency-key", "k"), ("content-length", "151")], lines("b")));
-    assert_eq!(longer.await.problem(422), "idempotency_mismatch");
+}
+
+/// Spellings of one request, each of which a client may send again after another.
+fn spellings(more: &str) -> [String; 4] {
+    [
+        format!(r#"{{"to":"{PHONE}","content":"a/é🎉","ttl_s":60{more}}}"#),
+        format!("{{ \"content\" : \"a/é🎉\" ,\t\"ttl_s\" : 60.0 {more}, \"to\" : \"{PHONE}\" }}"),
+        format!(
+            r#"{{"t\u006f":"{}","content":"a\/\u00e9\ud83c\udf89","ttl_s":6e1{more}}}"#,
+            PHONE.replace('+', "\\u002b")
+        ),
+        format!(r#"{{"to":"{PHONE}","reference":null,"content":"a/é🎉","ttl_s":60,"media":[],"send_at":null{more}}}"#),
+    ]
+}
+
+#[tokio::test]
+async fn one_meaning_is_one_request_however_its_json_is_spelled() {
+    let fixture = Fixture::new().await;
+    let credential =
+        fixture.key("acme", &[Permission::MessagesSend, Permission::Chat, Permission::BroadcastsSend]).await;
+    for (key, more) in [("one-way", ""), ("chat", r#","type":"chat""#)] {
+        let headers = [("idempotency-key", key)];
+        let mut ids = Vec::new();
+        for body in spellings(more) {
+            let answer = call(&fixture.restarted(), submission(&credential, &headers, body)).await;
+            assert_eq!(answer.status, 202, "{}", answer.json());
+            ids.push(answer.json()["id"].clone());
+        }
+        ids.dedup();
+        assert_eq!(ids.len(), 1, "{key}");
+        let other = spellings(more)[0].replace("60", "61");
+        assert_eq!(fixture.call(submission(&credential, &headers, other)).await.problem(422), "idempotency_mismatch");
+    }
+    let broadcast = |body: String| {
+        let headers = [("idempotency-key", "many"), ("content-type", "application/json")];
+        request(Method::POST, "/v1/broadcasts", &credential, &headers, body)
+    };
+    let mut ids = Vec::new();
+    for (body, to) in spellings("").iter().zip([
+        r#"["+966501234567","+966501234568"]"#,
+        r#"["+966501234568", "+966501234567"]"#,
+        r#"["\u002b966501234568","+966501234567","+966501234567"]"#,
+        r#"[ "+966501234567", "+966501234568" ]"#,
+    ]) {
+        let body = body
+            .replace("\\u002b966501234567", PHONE)
+            .replace(&format!("\"{PHONE}\""), to)
+            .replace(r#","send_at":null"#, "");
+        let answer = fixture.call(broadcast(body)).await;
+        assert_eq!(answer.status, 202, "{}", answer.json());
+        ids.push(answer.json()["id"].clone());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    let other = broadcast(json!({ "to": [PHONE], "content": "a/é🎉", "ttl_s": 60 }).to_string());
+    assert_eq!(fixture.call(other).await.problem(422), "idempotency_mismatch");
+}
+
+#[tokio::test]
+async fn lines_of_one_meaning_are_one_message_however_they_are_spelled() {
+    let fixture = Fixture::new().await;
+    let credential = fixture.sender().await;
+    // Keyed as a whole: the same ids, though lengths and blank lines differ.
+    let mut ids = Vec::new();
+    for (number, body) in spellings("").into_iter().enumerate() {
+        let upload_of = format!("{}{body}\r\n{}{}\n", "\n".repeat(number), " ".repeat(number), self::body("b"));
+        let answers = fixture.call(upload(&credential, &[("idempotency-key", "k")], upload_of)).await.lines();
+        assert_eq!(answers.last().unwrap(), &json!({ "accepted": 2, "rejected": 0 }));
+        ids.push((answers[0]["id"].clone(), answers[1]["id"].clone()));
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    // Keyed by line.
+    let lines = spellings(r#","idempotency_key":"line""#).join("\n");
+    let answers = fixture.call(upload(&credential, &[], lines)).await.lines();
+    assert_eq!(answers.last().unwrap(), &json!({ "accepted": 4, "rejected": 0 }));
+    assert!(answers[..4].iter().all(|answer| answer["id"] == answers[0]["id"]), "{answers:?}");
+}
+
+/// The hash that releases before 0.2 stored.
+fn hash_of_bytes(kind: &str, bytes: &str) -> [u8; 32] {
+    Sha256::digest([kind.as_bytes(), &[0_u8][..], bytes.as_bytes()].concat()).into()
+}
+
+#[tokio::test]
+async fn a_claim_of_an_earlier_release_is_answered_to_a_repeat_of_the_same_bytes() {
+    let fixture = Fixture::new().await;
+    let credential = fixture.sender().await;
+    let claim = async |key: &str, body_hash: [u8; 32], answer: Option<&'static [u8]>| {
+        let key = ClaimKey { principal: "acme".to_owned(), key: key.to_owned() };
+        let minted = Bytes::copy_from_slice(MessageId::new(NOW).as_bytes());
+        let claim = Claim { body_hash, minted: minted.clone(), answer: None, claimed_at: NOW };
+        assert_eq!(fixture.store.claims.claim(&key, claim).await.unwrap(), Claimed::First);
+        if let Some(answer) = answer {
+            fixture.store.claims.answered(&key, &minted, Bytes::from_static(answer)).await.unwrap();
+        }
+        MessageId::from_bytes(&minted).unwrap().to_string()
+    };
+    claim("answered", hash_of_bytes("POST /v1/messages", &body("a")), Some(b"{\"earlier\":1}")).await;
+    let repeat = send(&fixture, &credential, "answered", "a").await;
+    assert_eq!((repeat.status.as_u16(), repeat.json()), (202, json!({ "earlier": 1 })));
+    assert_eq!(send(&fixture, &credential, "answered", "b").await.problem(422), "idempotency_mismatch");
+    let id = claim("open", hash_of_bytes("POST /v1/messages", &body("a")), None).await;
+    assert_eq!(send(&fixture, &credential, "open", "a").await.json()["id"], id);
+    // Lines of an upload that was begun by an earlier release keep the ids that it gave them: of their bytes.
+    let lines = format!("{}\n", body("a"));
+    let length = lines.len().to_string();
+    let base = claim("bulk", hash_of_bytes("POST /v1/messages/bulk", &length), None).await;
+    let headers = [("idempotency-key", "bulk"), ("content-length", length.as_str())];
+    let answers = fixture.call(upload(&credential, &headers, lines)).await.lines();
+    let line = Sha256::new()
+        .chain_update(base.parse::<MessageId>().unwrap().as_bytes())
+        .chain_update(1_u64.to_be_bytes())
+        .chain_update(body("a"))
+        .finalize();
+    let low = 1_u64 << 50 | u64::from_be_bytes(line[..8].try_into().unwrap()) >> 14;
+    let expected = format!("{:04x}-{:012x}", low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
+    assert_eq!(answers[0]["id"].as_str().unwrap()[19..], expected);
 }
 
 #[tokio::test]

@@ -12,15 +12,15 @@ fn good() -> String {
 async fn a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not() {
     let fixture = Fixture::new().await;
     let key = fixture.sender().await;
-    let large = json!({ "to": PHONE, "content": "x".repeat(65_536) }).to_string();
+    let large = json!({ "to": PHONE, "content": "x".repeat(131_072) }).to_string();
     let chunks: Vec<_> = large.as_bytes().chunks(1_000).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect();
     let streamed = Body::from_stream(futures_util::stream::iter(chunks));
     for body in [Body::from(large.clone()), streamed] {
         assert_eq!(fixture.call(submission(&key, &[], body)).await.problem(413), "body_too_large");
     }
-    let declared = fixture.call(submission(&key, &[("content-length", "99999")], good())).await;
+    let declared = fixture.call(submission(&key, &[("content-length", "199999")], good())).await;
     assert_eq!(declared.problem(413), "body_too_large");
-    assert!(declared.json()["detail"].as_str().unwrap().contains("65536"));
+    assert!(declared.json()["detail"].as_str().unwrap().contains("131072"));
 }
 
 #[tokio::test]

@@ -20,4 +20,5 @@ mod rates;
 mod reading;
 mod scheduling;
 mod single;
+mod text;
 mod webhooks;

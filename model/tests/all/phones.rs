@@ -1,9 +1,31 @@
 //! Phones: one form, one number, never shown in full.
 
+use eshaar_model::phone::PhoneError;
 use eshaar_model::{Phone, Principal};
 use proptest::prelude::*;
 
 use super::any::cases;
+
+/// Numbers of every region, with what an independent implementation says of them (numbers/make.py).
+const NUMBERS: &str = include_str!("numbers/numbers.tsv");
+
+#[test]
+fn numbers_of_every_region_are_judged_as_by_an_independent_implementation() {
+    for (number, verdict) in NUMBERS.lines().map(|line| line.split_once('\t').unwrap()) {
+        let judged = Phone::parse_valid(number);
+        match verdict {
+            "valid" | "room" => assert!(judged.is_ok(), "{number}: {judged:?}"),
+            "trunk" => assert!(matches!(judged, Err(PhoneError::TrunkPrefix { .. })), "{number}: {judged:?}"),
+            _ => assert!(judged.is_err(), "{number}: {judged:?}"),
+        }
+        // Rows and records with any of them stay readable, whatever the plans say by then.
+        let stored: Phone = number.parse().unwrap();
+        assert_eq!(stored.to_string(), number);
+        assert_eq!(Phone::from_digits(stored.digits()), Some(stored));
+        assert_eq!(number.parse(), Ok(Principal::Phone(stored)));
+        assert_eq!(Principal::parse_valid(number).is_ok(), judged.is_ok());
+    }
+}
 
 proptest! {
     #![proptest_config(cases())]

@@ -18,7 +18,9 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn add(&mut self, stage: &str, code: &str, business: Option<&str>, at: Timestamp) {
-        let key = (stage.to_owned(), code.to_owned(), business.unwrap_or("–").to_owned());
+        // Names come from records: none of them may begin a line of its own.
+        let plain = |name: &str| name.replace(char::is_control, "\u{fffd}");
+        let key = (plain(stage), plain(code), plain(business.unwrap_or("–")));
         *self.by.entry(key).or_default() += 1;
         self.total += 1;
         self.times = Some(self.times.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
@@ -63,6 +65,18 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_begins_a_line_or_a_header() {
+        let mut counts = Counts::default();
+        counts.add("route\r\nBcc: x@example.com", "<script>\r\n\r\nx", Some("a\nb"), Timestamp::from_millis(0));
+        assert_eq!(counts.subject(), "eshaar: 1 dead letter");
+        assert!(
+            !counts.text().lines().any(|line| line.starts_with("Bcc") || line == "x" || line == "b"),
+            "{}",
+            counts.text()
+        );
+    }
 
     #[test]
     fn a_digest_is_bounded_and_adds_up() {

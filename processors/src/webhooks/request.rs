@@ -212,7 +212,7 @@ pub(super) fn body(change: &StatusChanged) -> Vec<u8> {
         reason: change.reason.as_deref(),
     };
     let event = Event { r#type: format!("message.{}", change.status), timestamp: at, data };
-    serde_json::to_vec(&event).unwrap_or_else(|_| unreachable!("text and numbers become JSON"))
+    eshaar_service::json::to_vec(&event).unwrap_or_else(|_| unreachable!("text and numbers become JSON"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use eshaar_service::json as safe_json;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower::Layer as _;
@@ -97,11 +98,12 @@ fn trim(mut request: Request) -> Request {
 }
 
 fn answer(body: impl Serialize) -> Response {
-    text(serde_json::to_string(&body).unwrap_or_default())
+    text(&serde_json::to_string(&body).unwrap_or_default())
 }
 
-fn text(body: String) -> Response {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
+/// Answers with JSON as text.
+fn text(body: &str) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], safe_json::escaped(body)).into_response()
 }
 
 /// An error in Confluent's form: an HTTP status, and a code that begins with it.
@@ -286,7 +288,7 @@ async fn version(State(shared): State<Shared>, Path((subject, version)): Path<(S
 }
 
 async fn version_text(State(shared): State<Shared>, Path((subject, version)): Path<(String, String)>) -> Answer {
-    Ok(text(find(&shared, &subject, &version).await?.schema))
+    Ok(text(&find(&shared, &subject, &version).await?.schema))
 }
 
 async fn schema(State(shared): State<Shared>, Path(id): Path<String>) -> Answer {
@@ -294,7 +296,7 @@ async fn schema(State(shared): State<Shared>, Path(id): Path<String>) -> Answer 
 }
 
 async fn schema_text(State(shared): State<Shared>, Path(id): Path<String>) -> Answer {
-    Ok(text(shared.registry.schema(parse_id(&id)?).await?))
+    Ok(text(&shared.registry.schema(parse_id(&id)?).await?))
 }
 
 async fn schema_versions(State(shared): State<Shared>, Path(id): Path<String>) -> Answer {

@@ -154,7 +154,7 @@ async def test_plain_http_is_sent_to_https_and_answers_have_security_headers(edg
 
 async def test_a_body_past_the_limit_is_refused_at_the_edge_and_a_bulk_request_is_not(edge: Edge, key: str):
     async with business(edge, key) as acme:
-        answer = await acme.post(new_phone(), "x" * 70_000)
+        answer = await acme.post(new_phone(), "x" * 140_000)
         assert answer.status_code == 413
         lines = [{"to": new_phone(), "content": "x" * 1_000} for _ in range(200)]
         assert (await acme.bulk(lines))[-1] == {"accepted": 200, "rejected": 0}
