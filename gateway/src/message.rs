@@ -96,7 +96,7 @@ impl<'a> Body<'a> {
     fn render(&self, bytes: &mut Vec<u8>) {
         let at = bytes.len();
         // Writing plain types to memory cannot fail. What comes first of an object is its brace.
-        let _ = serde_json::to_writer(&mut *bytes, self);
+        let _ = eshaar_service::json::to_writer(&mut *bytes, self);
         bytes.remove(at);
     }
 }

@@ -1,5 +1,6 @@
 //! What an operator may set of the gateway.
 
+use eshaar_model::limits::MESSAGE_BYTES_DEFAULT;
 use serde::Deserialize;
 
 /// Section `gateway` of the configuration. Every key may be left out.
@@ -28,7 +29,7 @@ pub struct Options {
     pub frames_per_s: u32,
     /// Frames that a client may send at once.
     pub frames_burst: u32,
-    /// Largest frame from a client, in bytes.
+    /// Largest frame from a client, in bytes. One of up to eight times as many is refused, a larger one ends the session.
     pub frame_bytes: usize,
     /// Hints that wait for one session at most; past it the session reads its stream instead.
     pub hints: usize,
@@ -75,7 +76,7 @@ impl Default for Options {
             window: 256,
             frames_per_s: 100,
             frames_burst: 1_000,
-            frame_bytes: 64 * 1024,
+            frame_bytes: MESSAGE_BYTES_DEFAULT,
             hints: 32,
             page: 100,
             reads_at_once: 10,

@@ -210,7 +210,7 @@ impl Reply<'_> {
     /// Appends the JSON.
     pub(crate) fn render(&self, bytes: &mut Vec<u8>) {
         // Writing plain types to memory cannot fail.
-        let _ = serde_json::to_writer(bytes, self);
+        let _ = eshaar_service::json::to_writer(bytes, self);
     }
 }
 

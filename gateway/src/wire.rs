@@ -6,6 +6,7 @@ use std::cell::Cell;
 const TEXT: u8 = 0x81;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
 
 /// The header that nearly every frame has: its payload is 126 to 65,535 bytes.
 const USUAL_HEADER: usize = 4;
@@ -58,6 +59,12 @@ impl Frames {
 
     pub(crate) fn ping(&mut self) {
         self.0.extend_from_slice(&[PING, 0]);
+    }
+
+    /// A pong; `payload`, that of a ping, has at most 125 bytes.
+    pub(crate) fn pong(&mut self, payload: &[u8]) {
+        self.0.extend_from_slice(&[PONG, payload.len() as u8]);
+        self.0.extend_from_slice(payload);
     }
 
     /// A close frame; `reason` has at most 123 bytes.

@@ -105,7 +105,7 @@ impl Drop for Guard {
 /// Begins the session of a client over an upgraded connection; `None` where it may not have one.
 pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identity) -> Option<Box<Session<S>>> {
     let (options, now) = (&shared.options, shared.ticks());
-    let socket = Socket::new(stream, options.frame_bytes).await;
+    let socket = Socket::new(stream, options.frame_bytes);
     let (principal, limit) = (identity.principal.clone(), options.sessions_per_principal);
     let entered = shared.hub.enter(principal, identity.expires_at, now, limit);
     let Ok(handle) = entered else {
@@ -298,8 +298,11 @@ impl<S: Io> Session<S> {
     async fn take(&mut self, received: Result<Received, Ended>) -> Result<(), End> {
         self.handle.times.heard.store(self.shared.ticks(), Relaxed);
         let received = received?;
-        self.spend_frame()?;
-        let Received::Text(text) = received else { return Ok(()) };
+        let text = match received {
+            Received::Text(text) => text,
+            other => return Box::pin(self.take_other(other)).await,
+        };
+        self.spend_frames(1)?;
         let acked = match Request::parse(&text)? {
             Request::Ack { cursor, ids } if self.recipient.is_some() => match cursor {
                 Some(cursor) => self.acknowledge(|window| window.ack_to(cursor)),
@@ -311,6 +314,26 @@ impl<S: Io> Session<S> {
             Box::pin(self.shared.receipts.room()).await;
         }
         Ok(())
+    }
+
+    /// Takes what is no message to be understood.
+    async fn take_other(&mut self, received: Received) -> Result<(), End> {
+        match received {
+            Received::TooLarge { bytes, reference } => {
+                let limit = self.shared.options.frame_bytes;
+                // To pass over many large frames costs as much as to read many small ones.
+                self.spend_frames(bytes.div_ceil(limit.max(1)) as u32)?;
+                let detail = format!("a frame has at most {limit} bytes; this one had {bytes}, and was passed over");
+                self.error(reference.as_deref(), "frame_too_large", &detail, false).await
+            }
+            Received::Ping(payload) => {
+                self.spend_frames(1)?;
+                let mut frames = Frames::new();
+                frames.pong(&payload);
+                self.write(frames).await
+            }
+            Received::Text(_) | Received::Pong => self.spend_frames(1),
+        }
     }
 
     async fn handle_request(&mut self, request: Request) -> Result<(), End> {
@@ -449,13 +472,13 @@ impl<S: Io> Session<S> {
         written.map_err(End::from)
     }
 
-    fn spend_frame(&mut self) -> Result<(), End> {
+    fn spend_frames(&mut self, count: u32) -> Result<(), End> {
         let (options, now) = (&self.shared.options, self.shared.ticks());
         let Allowance { tenths, at } = &mut self.allowance;
         let earned = now.saturating_sub(*at).saturating_mul(options.frames_per_s);
         *tenths = tenths.saturating_add(earned).min(options.frames_burst * TICKS);
         *at = now;
-        *tenths = tenths.checked_sub(TICKS).ok_or(End::Close(Close::TooManyFrames, None))?;
+        *tenths = tenths.checked_sub(count.saturating_mul(TICKS)).ok_or(End::Close(Close::TooManyFrames, None))?;
         Ok(())
     }
 

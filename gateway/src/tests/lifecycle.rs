@@ -41,7 +41,7 @@ async fn frames_that_make_no_sense_close_the_session_and_say_why() {
         assert!(bye["detail"].is_string(), "{bye}");
     }
     assert_eq!(refused(&world, &[hello, hello]).await.0, Close::AlreadyGreeted);
-    let huge = format!(r#"{{"op":"hello","device":"{}"}}"#, "x".repeat(64 * 1024));
+    let huge = format!(r#"{{"op":"hello","device":"{}"}}"#, "x".repeat(8 * 128 * 1024));
     assert_eq!(refused(&world, &[&huge]).await.0, Close::FrameTooLarge);
     let mut client = world.connect("+966501234567").await;
     client.0.send(Frame::binary(vec![1, 2, 3])).await.unwrap();

@@ -6,6 +6,7 @@ mod fake_presence;
 mod fakes;
 mod fresh;
 mod fuzz;
+mod large;
 mod lifecycle;
 mod operations;
 mod receiving;

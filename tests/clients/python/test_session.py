@@ -115,9 +115,18 @@ async def test_a_binary_frame_is_refused(phone: Phone):
         assert await session.closed() == 4511
 
 
-async def test_a_frame_that_is_too_large_is_refused(phone: Phone):
+async def test_a_frame_that_is_too_large_is_refused_under_its_ref_and_the_session_goes_on(phone: Phone):
     async with await phone.connect_empty() as session:
-        await session.send("ping", padding="x" * 64 * 1024)
+        await session.send("send", to="demo", content="x" * 200_000, ref="r-1")
+        error = await session.expect("error")
+        assert (error["code"], error["ref"], error["temporary"]) == ("frame_too_large", "r-1", False)
+        await session.send("ping")
+        await session.expect("pong")
+
+
+async def test_a_frame_that_is_far_too_large_closes_the_session(phone: Phone):
+    async with await phone.connect_empty() as session:
+        await session.send("ping", padding="x" * 2_000_000)
         assert await session.closed() == 4510
 
 
