@@ -251,6 +251,10 @@ mod tests {
             Ok(vec![self.key.clone()])
         }
 
+        async fn has_business(&self, _: &BusinessId) -> Result<bool, StoreError> {
+            Ok(true)
+        }
+
         async fn revoke(&self, _: &str, _: Timestamp) -> Result<bool, StoreError> {
             Ok(false)
         }

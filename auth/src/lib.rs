@@ -1,8 +1,9 @@
 //! Who is calling: API keys of businesses, JWTs of mobile users. Shared by ingest and gateway.
 //!
 //! `keys` (the form of an API key, minting, looking it up) · `jwt` (what a token must hold, issuing one) · `jwks` (the
-//! public keys of an identity provider) · `operations` (who may call what) · `signing` (what signs webhooks). Credentials are never logged and never part of an error.
+//! public keys of an identity provider) · `operations` (who may call what) · `businesses` (which exist) · `signing` (what signs webhooks). Credentials are never logged and never part of an error.
 
+mod businesses;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
@@ -11,8 +12,8 @@ pub mod signing;
 
 use std::sync::Arc;
 
-use eshaar_model::{Clock, Permission, Principal, Rate, Timestamp};
-use eshaar_store::KeyStore;
+use eshaar_model::{BusinessId, Clock, Permission, Principal, Rate, Timestamp};
+use eshaar_store::{KeyStore, StoreError};
 use serde::Deserialize;
 
 /// Longest credential that is looked at, in bytes. Tokens with many claims stay below 4 KiB.
@@ -115,6 +116,7 @@ pub struct Authenticator {
 
 struct Inner {
     keys: keys::Keys,
+    businesses: businesses::Businesses,
     tokens: jwt::Tokens,
 }
 
@@ -123,7 +125,8 @@ impl Authenticator {
     /// is asked again when a token needs it.
     pub async fn new(options: Options, keys: Arc<dyn KeyStore>, clock: Clock) -> Result<Self, SetupError> {
         let tokens = jwt::Tokens::new(&options, clock.clone()).await?;
-        Ok(Self { inner: Arc::new(Inner { keys: keys::Keys::new(keys, clock), tokens }) })
+        let businesses = businesses::Businesses::new(Arc::clone(&keys));
+        Ok(Self { inner: Arc::new(Inner { keys: keys::Keys::new(keys, clock), businesses, tokens }) })
     }
 
     /// Who holds this credential: an API key (`esk_…`) or a JWT.
@@ -139,6 +142,14 @@ impl Authenticator {
         } else {
             self.inner.tokens.authenticate(credential).await
         }
+    }
+
+    /// Returns true if a business exists: it has, or had, an API key.
+    ///
+    /// # Errors
+    /// When the store does not answer, of a business that was not asked for lately.
+    pub async fn has_business(&self, business: &BusinessId) -> Result<bool, StoreError> {
+        self.inner.businesses.has(business).await
     }
 
     /// Whether an identity that was given earlier would be given still: an API key may have been revoked. What it may do now

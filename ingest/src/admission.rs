@@ -1,11 +1,15 @@
-//! Whether there is room for what is sent: within the rates of its sender and of everybody (R5.5), and in the queues behind
-//! (R5.4). What is sent singly is refused where there is none; a bulk upload waits for it first, since it can be read
-//! later.
+//! The one admission of every operation: within the limits of its caller and of everybody (R5.5), and, for messages, in the
+//! queues behind (R5.4). A single message is refused where there is no room; a bulk upload waits for it first, since it can
+//! be read later; a broadcast is refused where its limit cannot hold it, and takes from the limit as it is sent.
+//!
+//! HTTP and WebSocket share it: [`operation`](Admission::operation) is called for every HTTP request by the
+//! [`guard`](crate::guard), and for every frame that reads or writes by [`Live`](crate::Live).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use eshaar_auth::Identity;
+use eshaar_model::Rate;
 use eshaar_presence::depths::Depths;
 use eshaar_presence::limits::{Grant, Limit, Limiter, Limits, Manner, Sender};
 use eshaar_service::Problem;
@@ -13,7 +17,9 @@ use eshaar_topics::Log;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
+use crate::costs::Cost;
 use crate::options::QueueOptions;
+use crate::problems;
 use crate::queues::{Queue, Queues};
 
 /// The limits that hold, with their windows (draft-ietf-httpapi-ratelimit-headers).
@@ -24,7 +30,11 @@ const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// How often a bulk upload looks whether a full queue has room again.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Lets messages in.
+/// The longest that a broadcast may take to be sent, in seconds: 30 days. Its list of recipients stays for as long as it is
+/// sent, and its record for 90 days.
+const BROADCAST_S: u64 = 30 * 24 * 3600;
+
+/// Lets operations in.
 pub(crate) struct Admission {
     limiter: Arc<Limiter>,
     queues: Arc<Queues>,
@@ -51,11 +61,51 @@ impl Admission {
         Self { limiter, queues: Arc::new(Queues::new(depths, log, options)), patience }
     }
 
+    /// Takes what an operation costs, but for the messages of one, which its handler takes.
+    pub(crate) async fn operation(&self, identity: &Identity, cost: Cost) -> Result<(), Problem> {
+        let (limits, grant) = match cost {
+            Cost::Messages => return Ok(()),
+            Cost::Read => self.limiter.read(caller(identity)),
+            Cost::Request => {
+                let limits = self.limiter.requests_of(caller(identity));
+                let grant = self.limiter.take(&limits, 1).await;
+                (limits, grant)
+            }
+        };
+        if grant.granted == 0 { Err(rate_limited(&limits, &grant)) } else { Ok(()) }
+    }
+
     /// Asks for one message, sent singly.
     pub(crate) async fn one(&self, identity: &Identity) -> Admitted {
         if let Some(refusal) = self.queues.refusal(Queue::Interactive) {
             return Admitted { refusal: Some(refusal), headers: HeaderMap::new() };
         }
+        self.one_unqueued(identity).await
+    }
+
+    /// Asks for a conversation that is started: as for a message, but that nothing waits in a queue.
+    pub(crate) async fn start(&self, identity: &Identity) -> Result<(), Problem> {
+        self.one_unqueued(identity).await.refusal.map_or(Ok(()), Err)
+    }
+
+    /// Asks for a broadcast to `total` recipients, at most `rate` in a second. The first message is taken from the limit now,
+    /// the others as they are sent; the broadcast is refused if that takes longer than [`BROADCAST_S`].
+    pub(crate) async fn broadcast(&self, identity: &Identity, total: u64, rate: Option<u64>) -> Result<(), Problem> {
+        let most = |rate: Rate| u64::from(rate.count()) * BROADCAST_S / rate.window().as_secs();
+        if let Some(limit) = identity.key_id.as_ref().and_then(|_| self.limiter.rate_of_key(identity.rate))
+            && total > most(limit)
+        {
+            return Err(problems::broadcast_too_large(&format!("the limit `key` of {limit}"), most(limit), total));
+        }
+        if let Some(rate) = rate
+            && total > rate.saturating_mul(BROADCAST_S)
+        {
+            return Err(problems::broadcast_too_large(&format!("its `rate` of {rate}/s"), rate * BROADCAST_S, total));
+        }
+        self.start(identity).await
+    }
+
+    async fn one_unqueued(&self, identity: &Identity) -> Admitted {
         let limits = self.limits(identity, Manner::Singly);
         let grant = self.limiter.take(&limits, 1).await;
         let refusal = (grant.granted == 0).then(|| rate_limited(&limits, &grant));
@@ -95,9 +145,14 @@ impl Admission {
     }
 
     fn limits(&self, identity: &Identity, manner: Manner) -> Limits {
-        let key = identity.key_id.as_deref().zip(identity.rate);
-        self.limiter.limits_of(Sender { principal: &identity.principal, key }, manner)
+        self.limiter.limits_of(caller(identity), manner)
     }
+}
+
+/// The caller, as far as limits tell callers apart.
+fn caller(identity: &Identity) -> Sender<'_> {
+    let key = identity.key_id.as_deref().map(|id| (id, identity.rate));
+    Sender { principal: &identity.principal, key }
 }
 
 /// Whole seconds, rounded up: who comes back then is let in.

@@ -11,13 +11,14 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use eshaar_auth::Identity;
 use eshaar_model::limits::BROADCAST_JSON_BYTES;
 use eshaar_model::{BroadcastId, BusinessId, MessageId, Phone, Priority, RecipientsId, Timestamp};
 use eshaar_schemas::{Broadcast, DecodeError};
 use eshaar_service::{Json, Problem};
 use eshaar_store::audiences::{self as lists, PAGE_PHONES};
 use eshaar_store::broadcasts::{Ended, Progress, TASKS};
-use eshaar_store::{BroadcastRow, Counts};
+use eshaar_store::{Audience, BroadcastRow, Counts};
 use eshaar_topics::flow;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -126,7 +127,8 @@ pub(crate) struct BroadcastCancelled {
 /// Send a broadcast
 ///
 /// One message to an audience, or to up to 10,000 phones that are listed, each of which gets it once. It is answered once it
-/// is on disk; its messages are sent from then on, in the bulk lane, so that what is sent singly goes first.
+/// is on disk; its messages are sent from then on, in the bulk lane, so that what is sent singly goes first. Its
+/// messages count against the limit of the key; a broadcast whose limit would let it take longer than 30 days is refused.
 #[utoipa::path(
     post, path = "/v1/broadcasts", tag = "broadcasts", operation_id = "send_broadcast",
     params(openapi::IdempotencyKey),
@@ -148,7 +150,7 @@ pub(crate) async fn send(
     let rules = Rules::of(&app.options);
     let draft = submit::parse_broadcast(&body, rules)?;
     let listed = if draft.audience.is_some() { Vec::new() } else { submit::recipients(&body, rules)? };
-    let request = Request { app: &app, business, origin: &origin, listed: &listed };
+    let request = Request { app: &app, caller: &caller.0, business, origin: &origin, listed: &listed };
     let now = app.deps.clock.now();
     let Some(key) = key else {
         let answer = request.accept(draft, app.ids.mint(now), false).await?;
@@ -167,6 +169,7 @@ pub(crate) async fn send(
 /// A request for a broadcast.
 struct Request<'a> {
     app: &'a App,
+    caller: &'a Identity,
     business: &'a BusinessId,
     origin: &'a Origin,
     /// Recipients, each once, where they are listed.
@@ -223,12 +226,15 @@ impl Request<'_> {
     }
 
     async fn begin(&self, draft: BroadcastDraft, id: BroadcastId) -> Result<Broadcast, Problem> {
-        let (recipients, total) = self.recipients(draft.audience.as_deref(), id).await?;
+        let recipients = self.recipients(draft.audience.as_deref()).await?;
+        self.app.admission.broadcast(self.caller, recipients.total(), draft.rate.map(u64::from)).await?;
+        let total = recipients.total();
+        let list = self.list(recipients, id).await?;
         let broadcast = Broadcast {
             id,
             sender: self.business.to_string(),
             audience: draft.audience,
-            recipients,
+            recipients: list,
             total: total as i64,
             content: draft.content.into_string(),
             priority: draft.priority,
@@ -238,22 +244,49 @@ impl Request<'_> {
             collapse_key: draft.collapse_key,
             rate: draft.rate.map(|rate| rate as i32),
             correlation_id: self.origin.correlation.clone(),
+            key_id: self.caller.key_id.clone(),
+            key_rate: self.caller.rate.map(|rate| rate.to_string()),
         };
         Ok(self.timed(broadcast, draft.ttl_s))
     }
 
-    async fn recipients(&self, audience: Option<&str>, id: BroadcastId) -> Result<(RecipientsId, u64), Problem> {
-        if let Some(name) = audience {
-            let found = audiences::find(self.app, self.business, name).await?;
-            return Ok((found.recipients, found.total));
+    async fn recipients(&self, audience: Option<&str>) -> Result<Recipients<'_>, Problem> {
+        match audience {
+            Some(name) => audiences::find(self.app, self.business, name).await.map(Recipients::Audience),
+            None => Ok(Recipients::Listed(self.listed)),
         }
+    }
+
+    /// The list of the recipients; of those that the request lists, it is written.
+    async fn list(&self, recipients: Recipients<'_>, id: BroadcastId) -> Result<RecipientsId, Problem> {
+        let phones = match recipients {
+            Recipients::Audience(audience) => return Ok(audience.recipients),
+            Recipients::Listed(phones) => phones,
+        };
         let (store, list) = (&*self.app.deps.store.audiences, audiences::list_of(id.into()));
         let failed = |error| problems::store(&error);
         lists::begin(store, list, None, self.app.deps.clock.now()).await.map_err(failed)?;
-        for (page, phones) in self.listed.chunks(PAGE_PHONES).enumerate() {
+        for (page, phones) in phones.chunks(PAGE_PHONES).enumerate() {
             store.put_page(list, page as u32, phones.to_vec()).await.map_err(failed)?;
         }
-        Ok((list, self.listed.len() as u64))
+        Ok(list)
+    }
+}
+
+/// The recipients of a broadcast.
+enum Recipients<'a> {
+    /// Those of an audience.
+    Audience(Audience),
+    /// Those that the request lists, each once.
+    Listed(&'a [Phone]),
+}
+
+impl Recipients<'_> {
+    fn total(&self) -> u64 {
+        match self {
+            Self::Audience(audience) => audience.total,
+            Self::Listed(phones) => phones.len() as u64,
+        }
     }
 }
 

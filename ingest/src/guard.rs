@@ -12,6 +12,7 @@ use eshaar_service::listener::Connection;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::caller::Caller;
+use crate::costs::{self, Cost};
 use crate::{App, problems};
 
 /// The middleware of every route of the API.
@@ -25,7 +26,11 @@ pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Ne
     if operation.access == Access::Public {
         return next.run(request).await;
     }
-    match admit(&app, operation, request.headers()).await {
+    let Some(cost) = costs::cost(request.method(), path.as_str()) else {
+        tracing::error!(method = %request.method(), path = path.as_str(), "an operation without a cost is refused");
+        return problems::internal().into_response();
+    };
+    match admit(&app, (operation, cost), request.headers()).await {
         Ok(identity) => {
             if let Some(connection) = request.extensions().get::<Connection>()
                 && let Err(problem) = connection.authenticated()
@@ -39,12 +44,14 @@ pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Ne
     }
 }
 
-async fn admit(app: &App, operation: &Operation, headers: &HeaderMap) -> Result<Identity, Problem> {
+async fn admit(app: &App, (operation, cost): (&Operation, Cost), headers: &HeaderMap) -> Result<Identity, Problem> {
     let authenticated = match credential(headers) {
         Ok(credential) => app.deps.auth.authenticate(credential).await,
         Err(error) => Err(error),
     };
     let identity = authenticated.map_err(|error| problems::unauthenticated(&error))?;
+    // First: an operation that is refused costs its caller as much.
+    app.admission.operation(&identity, cost).await?;
     operation.check(&identity).map_err(|denied| match denied {
         Denied::Unauthenticated => problems::unauthenticated(&AuthError::Missing),
         Denied::BusinessOnly => problems::business_only(),

@@ -1,5 +1,8 @@
 //! The HTTP API: it takes messages in, and tells of them.
 //!
+//! Every request passes one admission: `guard` authenticates it and takes what its operation costs (`costs`) from the
+//! caller's limits (`admission`).
+//!
 //! A submission goes, in this order: `context` (who asks, joined to which trace) → `body` (bounded bytes) → `submit`
 //! (parsed, validated, let in by `admission`, made a record, appended to `messages.accepted`) → the answer. `bulk` does the same for a stream of
 //! lines. `idempotency` stands around both. The rest reads the store: `messages`, `stream`; `read` and `cancel` move a
@@ -19,6 +22,7 @@ mod cancel;
 pub mod console;
 mod context;
 mod conversations;
+mod costs;
 mod guard;
 mod idempotency;
 mod json;

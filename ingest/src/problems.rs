@@ -93,6 +93,19 @@ pub(crate) fn broadcast_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "broadcast_not_found", "you have sent no broadcast of this id")
 }
 
+/// `limit` names the limit that the broadcast is too large for; `most` is what it allows.
+pub(crate) fn broadcast_too_large(limit: &str, most: u64, total: u64) -> Problem {
+    let detail = format!(
+        "{limit} lets {most} messages be sent in 30 days, the longest that a broadcast may take; it has {total} recipients"
+    );
+    Problem::new(StatusCode::BAD_REQUEST, "broadcast_too_large", detail)
+}
+
+/// `field` names the business.
+pub(crate) fn business_unknown(field: &str) -> Problem {
+    Problem::field(field, "business_unknown", "there is no business of this id")
+}
+
 pub(crate) fn audience_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "audience_not_found", "you have no audience of this name")
 }

@@ -263,7 +263,7 @@ impl Cluster {
 
 fn shared_arguments(options: &Options, dir: &Path) -> Vec<String> {
     let (dir, file) = (dir.display().to_string(), dir.join("eshaar.toml").display().to_string());
-    let settings = std::iter::once(UNLIMITED).chain(options.settings.iter().map(String::as_str));
+    let settings = UNLIMITED.into_iter().chain(options.settings.iter().map(String::as_str));
     let settings = settings.flat_map(|setting| ["--set".to_owned(), setting.to_owned()]);
     ["--data-dir".to_owned(), dir, "--config".to_owned(), file].into_iter().chain(settings).collect()
 }

@@ -14,7 +14,8 @@ use crate::run::Access;
 use crate::token::Minter;
 
 /// What is measured is what the service can, and not what it is told to let through.
-pub const UNLIMITED: &str = "limits.whole=";
+pub const UNLIMITED: [&str; 4] =
+    ["limits.whole=", "limits.key_per_s=0", "limits.key_requests_per_s=0", "limits.key_reads_per_s=0"];
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -47,7 +48,7 @@ impl Server {
         let data_dir = named.context("no data directory")?.to_owned();
         std::fs::create_dir_all(&data_dir).with_context(|| format!("making {}", data_dir.display()))?;
         let mut arguments = vec!["serve".to_owned(), "--data-dir".to_owned(), data_dir.display().to_string()];
-        let settings = std::iter::once(UNLIMITED.to_owned()).chain(options.settings);
+        let settings = UNLIMITED.map(str::to_owned).into_iter().chain(options.settings);
         arguments.extend(settings.flat_map(|setting| ["--set".to_owned(), setting]));
         let process = Process::start(&options.program, arguments, data_dir.join("server.log")).await?;
         Ok(Self { process, program: options.program, data_dir, _temporary: temporary })

@@ -71,7 +71,7 @@ async fn round(store: &Store, clock: &Clock, slices: usize) -> Result<Gone, Stor
         letters: all(slices, || store.dead_letters.trim(clock.now())).await?,
         tasks: all(slices, || store.tasks.trim(clock.now())).await?,
         broadcasts: all(slices, || store.broadcasts.trim(clock.now())).await?,
-        lists: all(slices, || collect(&*store.audiences, clock.now())).await?,
+        lists: all(slices, || collect(store, clock.now())).await?,
     })
 }
 

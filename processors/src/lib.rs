@@ -32,6 +32,7 @@ use eshaar_model::Clock;
 use eshaar_presence::Presence;
 use eshaar_presence::cache::Cache;
 use eshaar_presence::depths::Depths;
+use eshaar_presence::limits::Limiter;
 use eshaar_schemas::{Codecs, Contract, DecodeError, RegistryError};
 use eshaar_service::metrics::HELD;
 use eshaar_store::Store;
@@ -149,11 +150,13 @@ pub struct Deps {
     pub depths: Arc<dyn Depths>,
     /// What is told of what the archive changes.
     pub cache: Arc<dyn Cache>,
+    /// How much each business may send, with broadcasts too.
+    pub limits: Arc<Limiter>,
 }
 
 /// Runs the stages that `options` name until `shutdown`, and returns when all have drained.
 pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
-    let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths, cache } = deps;
+    let Deps { log, codecs, store, presence, cancelled, sender, clock, watchdog, depths, cache, limits } = deps;
     let Options {
         run: names,
         runner,
@@ -192,6 +195,7 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         store: store.clone(),
         codecs: codecs.clone(),
         depths: Arc::clone(&depths),
+        limits,
         cancelled: Arc::clone(&cancelled),
         clock: clock.clone(),
     };
@@ -341,6 +345,7 @@ mod tests {
             watchdog: Watchdog::new(std::time::Duration::from_mins(1)),
             depths: Arc::clone(&engines.presence) as _,
             cache: Arc::clone(&engines.cache) as _,
+            limits: Arc::new(Limiter::local(eshaar_presence::limits::Options::default(), engines.clock.clone())),
         }
     }
 

@@ -173,6 +173,12 @@ pub struct Broadcast {
     #[serde(default)]
     pub rate: Option<i32>,
     pub correlation_id: String,
+    /// Public id of the API key that it was sent with, from whose limit its messages take.
+    #[serde(default)]
+    pub key_id: Option<String>,
+    /// The rate that the key has of its own.
+    #[serde(default)]
+    pub key_rate: Option<String>,
 }
 
 /// What became of a conversation.

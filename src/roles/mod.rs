@@ -200,6 +200,7 @@ fn start_stages(
         watchdog,
         depths: Arc::clone(&engines.depths),
         cache: Arc::clone(&engines.cache),
+        limits: Arc::clone(&engines.limiter),
     };
     let stop = CancellationToken::new();
     Ok((tokio::spawn(eshaar_processors::run(deps, config.stages.clone(), stop.clone())), stop))

@@ -1,10 +1,11 @@
 //! Lists of recipients: an audience, which has a name, or that of one broadcast. A list never changes: an audience that is
-//! uploaded anew gets another list, and the one before goes later, when no broadcast is sent to it any more.
+//! uploaded anew gets another list, and the one before goes later, when no broadcast is sent to it any more: 8 days later at the
+//! earliest, since a broadcast may be accepted and not opened yet for 7.
 
 use async_trait::async_trait;
 use eshaar_model::{BusinessId, Phone, RecipientsId, Timestamp};
 
-use crate::StoreError;
+use crate::{Store, StoreError};
 
 /// Most phones of a page; all pages of a list but its last have so many.
 pub const PAGE_PHONES: usize = 1_000;
@@ -19,7 +20,10 @@ pub const PART_PAGES: u32 = 64;
 pub const LISTED: usize = 1_000;
 
 /// Lists that one look for what is due considers.
-const COLLECTED: usize = 10;
+const COLLECTED: usize = 100;
+
+/// When a list that is due and in use is looked at again, in milliseconds: a day.
+const POSTPONED_MS: i64 = 24 * 3600 * 1000;
 
 /// A list of recipients with a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,18 +126,27 @@ async fn retire(
     Ok(true)
 }
 
-/// Lets go of some of the lists that are due; returns how many were looked at.
-pub async fn collect(store: &dyn AudienceStore, now: Timestamp) -> Result<usize, StoreError> {
-    let due = store.due(now, COLLECTED).await?;
+/// Lets go of some of the lists that are due; returns how many were looked at. A list that an open broadcast is sent to stays,
+/// and is looked at again a day later.
+pub async fn collect(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
+    let audiences = &*store.audiences;
+    let due = audiences.due(now, COLLECTED).await?;
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let in_use = store.broadcasts.lists_in_use().await?;
     for expiry in &due {
         let current = match &expiry.audience {
-            Some((business, name)) => store.get(business, name).await?.map(|audience| audience.recipients),
+            Some((business, name)) => audiences.get(business, name).await?.map(|audience| audience.recipients),
             None => None,
         };
-        if current != Some(expiry.recipients) {
-            delete(store, expiry.recipients).await?;
+        if in_use.contains(&expiry.recipients) {
+            // First: who dies in between leaves two notes, of which the second finds nothing.
+            audiences.expire(Expiry { due: now.plus_millis(POSTPONED_MS), ..expiry.clone() }).await?;
+        } else if current != Some(expiry.recipients) {
+            delete(audiences, expiry.recipients).await?;
         }
-        store.forget(expiry).await?;
+        audiences.forget(expiry).await?;
     }
     Ok(due.len())
 }

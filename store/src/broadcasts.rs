@@ -4,11 +4,12 @@
 //! `message.status`, up to an offset of it: a function of the log, so that of two tallies the one of the higher offset is
 //! right, whoever wrote it, and nothing is counted twice.
 
+use std::collections::{HashMap, HashSet};
 use std::iter::Sum;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, BusinessId, Epoch, Timestamp};
+use eshaar_model::{BroadcastId, BusinessId, Epoch, RecipientsId, Timestamp};
 
 use crate::StoreError;
 
@@ -89,6 +90,29 @@ pub struct BroadcastRow {
     pub value: Bytes,
 }
 
+/// A broadcast that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBroadcast {
+    /// Whose.
+    pub business: BusinessId,
+    /// Which.
+    pub id: BroadcastId,
+}
+
+impl OpenBroadcast {
+    /// Of each business the oldest, at most `each`; in the order of their ids.
+    pub(crate) fn oldest(mut all: Vec<Self>, each: usize) -> Vec<Self> {
+        all.sort_unstable_by_key(|open| open.id);
+        let mut counts = HashMap::new();
+        all.retain(|open| {
+            let count = counts.entry(open.business.clone()).or_insert(0);
+            *count += 1;
+            *count <= each
+        });
+        all
+    }
+}
+
 /// What became of messages; each counts once, for the furthest that it came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -141,14 +165,18 @@ pub trait BroadcastStore: Send + Sync + 'static {
     /// Those of these ids that are there, in no order.
     async fn get(&self, ids: &[BroadcastId]) -> Result<Vec<BroadcastRow>, StoreError>;
 
-    /// One that was accepted is to be sent: it is among the open ones and in its business's list from then on, durably.
-    async fn open(&self, row: BroadcastRow) -> Result<(), StoreError>;
+    /// One that was accepted is to be sent to that list: it is among the open ones and in its business's list from then on,
+    /// durably.
+    async fn open(&self, row: BroadcastRow, list: RecipientsId) -> Result<(), StoreError>;
 
-    /// Those that are to be sent; the oldest first.
-    async fn opened(&self, limit: usize) -> Result<Vec<BroadcastId>, StoreError>;
+    /// Those that are to be sent: of each business the oldest, at most `each` (1 to 200). The oldest of all comes first.
+    async fn opened(&self, each: usize) -> Result<Vec<OpenBroadcast>, StoreError>;
 
     /// One was sent.
-    async fn close(&self, id: BroadcastId) -> Result<(), StoreError>;
+    async fn close(&self, open: &OpenBroadcast) -> Result<(), StoreError>;
+
+    /// The lists of recipients of all that are to be sent.
+    async fn lists_in_use(&self) -> Result<HashSet<RecipientsId>, StoreError>;
 
     /// Those of a business that were ever open, below `before`, the newest first; at most 1,000.
     async fn list(

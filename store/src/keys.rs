@@ -64,6 +64,9 @@ pub trait KeyStore: Send + Sync + 'static {
     /// The keys of a business, or all, oldest first, at most 1,000.
     async fn list(&self, business: Option<&BusinessId>) -> Result<Vec<ApiKey>, StoreError>;
 
+    /// Returns true if a business exists: it has, or had, an API key.
+    async fn has_business(&self, business: &BusinessId) -> Result<bool, StoreError>;
+
     /// Revokes a key, durably; returns whether there is such a key. The first time of revocation stays.
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError>;
 }

@@ -29,7 +29,7 @@ use eshaar_model::Timestamp;
 
 pub use audiences::{Audience, AudienceStore, Expiry};
 pub use audit::{AuditEntry, AuditPage, AuditQuery, AuditStore};
-pub use broadcasts::{BroadcastRow, BroadcastStore, Counts, Tally};
+pub use broadcasts::{BroadcastRow, BroadcastStore, Counts, OpenBroadcast, Tally};
 pub use claims::{Claim, ClaimKey, ClaimStore, Claimed};
 pub use conversations::{
     Archived, ChatPage, ChatRow, ConversationPage, ConversationStore, How, ListQuery, ReadFrom, ReadMark, Started,

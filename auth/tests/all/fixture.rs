@@ -49,6 +49,14 @@ impl KeyStore for MemoryKeys {
         Ok(self.keys.lock().values().cloned().collect())
     }
 
+    async fn has_business(&self, business: &BusinessId) -> Result<bool, StoreError> {
+        self.lookups.fetch_add(1, Ordering::SeqCst);
+        if self.down.load(Ordering::SeqCst) {
+            return Err(StoreError::Overloaded { waiting: 1 });
+        }
+        Ok(self.keys.lock().values().any(|key| key.business == *business))
+    }
+
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError> {
         let mut keys = self.keys.lock();
         let found = keys.get_mut(id);

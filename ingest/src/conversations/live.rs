@@ -9,6 +9,7 @@ use super::sending::{self, Outgoing, Placed};
 use super::{access, reading};
 use crate::caller::allowed;
 use crate::context::Origin;
+use crate::costs::Cost;
 use crate::idempotency::{self, Fingerprint, Turn};
 use crate::submit::{self, Rules, Typed, meaning};
 use crate::{App, Deps, Options, problems};
@@ -107,6 +108,7 @@ impl Live {
         up_to: ConversationPosition,
     ) -> Result<(), Problem> {
         let who = allowed(by, &[Permission::Chat])?;
+        self.0.admission.operation(by, Cost::Request).await?;
         let mut ours = access::find(&self.0, who, conversation).await?;
         reading::read_up_to(&self.0, by, &Origin::new(), &mut ours, Some(up_to)).await
     }
@@ -114,6 +116,7 @@ impl Live {
     /// The two of a conversation that `by` is one of.
     pub async fn pair(&self, by: &Identity, conversation: ConversationId) -> Result<Pair, Problem> {
         let who = allowed(by, &Permission::OF_CONVERSATIONS)?;
+        self.0.admission.operation(by, Cost::Read).await?;
         access::pair(&self.0, who, conversation).await
     }
 }

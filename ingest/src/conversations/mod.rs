@@ -67,7 +67,8 @@ pub(crate) async fn start(
     let who = caller.principal();
     let body = body::json(&headers, body, &app.options).await?;
     let pair = pair(who, &body, app.options.json_depth)?;
-    let started = sending::start(&app, &pair).await?;
+    app.admission.start(&caller.0).await?;
+    let started = sending::start(&app, who, &pair, "with").await?;
     let doing = Doing { by: who, at: app.deps.clock.now(), origin: &origin };
     if let Some(event) = events::started(&app, &started, doing)? {
         submit::append(&app, vec![event]).await?;

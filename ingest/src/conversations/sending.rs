@@ -34,7 +34,7 @@ pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: O
         Party::Of(conversation) => (*conversation, access::to_send_in(app, who, *conversation).await?),
         Party::With(other) => {
             let pair = Pair::of(who, other).map_err(|error| problems::invalid_pair("to", &error))?;
-            let started = start(app, &pair).await?;
+            let started = start(app, who, &pair, "to").await?;
             records.extend(events::started(app, &started, Doing { by: who, at: now, origin })?);
             (started.conversation.id, pair)
         }
@@ -49,8 +49,20 @@ pub(crate) async fn send(app: &App, who: &Principal, origin: &Origin, message: O
     Ok(Placed { conversation, to, at: now })
 }
 
-/// The active conversation of a pair.
-pub(super) async fn start(app: &App, pair: &Pair) -> Result<eshaar_store::Started, Problem> {
+/// The active conversation of a pair that `who` is one of; `field` names the other side where it is refused.
+pub(super) async fn start(
+    app: &App,
+    who: &Principal,
+    pair: &Pair,
+    field: &str,
+) -> Result<eshaar_store::Started, Problem> {
+    // A business that asks has a key, so it is there.
+    if who.phone().is_some() {
+        let is_known = app.deps.auth.has_business(&pair.business).await;
+        if !is_known.map_err(|error| problems::store(&error))? {
+            return Err(problems::business_unknown(field));
+        }
+    }
     let started = app.deps.store.conversations.start(pair).await.map_err(|error| problems::store(&error))?;
     if started.how != How::Found {
         metrics::counter!(names::CONVERSATIONS_STARTED).increment(1);

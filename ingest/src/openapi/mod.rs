@@ -32,9 +32,9 @@ pub(crate) const BULK_ANSWER_EXAMPLE: &str = "{\"line\":1,\"id\":\"019b7600-0000
      {\"line\":2,\"error\":{\"code\":\"invalid_phone\",\"detail\":\"expected an E.164 phone number\",\"field\":\"to\"}}\n\
      {\"accepted\":1,\"rejected\":1}\n";
 
-/// What an operation may answer besides what it is for: its name, and these.
+/// What an operation may answer besides what it is for: its name, and these; 429 is added.
 const PROBLEMS: [(&str, &[u16]); 35] = [
-    ("send_message", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503]),
+    ("send_message", &[400, 401, 403, 404, 408, 409, 413, 415, 422, 500, 503]),
     ("send_messages", &[400, 401, 403, 409, 415, 422, 500, 503]),
     ("get_message", &[400, 401, 403, 404, 500, 503]),
     ("list_messages", &[400, 401, 403, 500, 503]),
@@ -71,7 +71,7 @@ const PROBLEMS: [(&str, &[u16]); 35] = [
     ("read_audit", &[400, 401, 403, 500, 503]),
 ];
 
-/// Operations that are limited by rates, each with the answer, besides 429, that says where its caller stands.
+/// Operations whose answers say where the caller stands, each with the answer, besides 429, that does.
 const LIMITED: [(&str, &str); 2] = [("send_message", "202"), ("send_messages", "200")];
 
 #[derive(utoipa::OpenApi)]
@@ -349,7 +349,9 @@ fn share(operation: &mut Operation) {
     operation.parameters.get_or_insert_default().push(RefOr::T(correlation));
     let name = operation.operation_id.as_deref().unwrap_or_default();
     let statuses = PROBLEMS.iter().find(|(known, _)| *known == name).map(|(_, statuses)| *statuses);
-    for status in statuses.unwrap_or_default() {
+    // Every operation takes from a limit of its caller; an upload is refused by lines.
+    let limited_whole: &[u16] = if name == "send_messages" { &[] } else { &[429] };
+    for status in statuses.unwrap_or_default().iter().chain(limited_whole) {
         operation.responses.responses.insert(status.to_string(), RefOr::T(problem(*status)));
     }
     let limited = LIMITED.iter().find(|(known, _)| *known == name).map(|(_, status)| *status);

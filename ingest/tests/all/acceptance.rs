@@ -58,6 +58,8 @@ const ENDS: [End; 3] = [End::Refused, End::Appended, End::AppendedUnknown];
 async fn first_attempt(fixture: &Fixture, first: axum::http::Request<Body>, end: End) {
     let fault = if end == End::Refused { Fault::Refused } else { Fault::Lost };
     fixture.log.faults.lock().extend([fault; 1_000]);
+    // What a phone sends goes to a business that exists.
+    fixture.key("acme", &[Permission::Chat]).await;
     let refused = fixture.call(first).await;
     assert_eq!(refused.status, 503, "{refused:?}");
     fixture.log.faults.lock().clear();
@@ -80,7 +82,7 @@ async fn repeat(fixture: &Fixture, request: impl Fn() -> axum::http::Request<Bod
 #[tokio::test]
 async fn a_send_that_was_refused_for_its_rate_lives_from_when_it_is_accepted() {
     let fixture = Fixture::new().await;
-    let key = fixture.limited("1/s").await;
+    let key = fixture.key_of("1/s").await;
     assert_eq!(fixture.send(&key, &one_way()).await.status, 202);
     let keyed = || submission(&key, &[("idempotency-key", "k")], one_way().to_string());
     assert_eq!(fixture.call(keyed()).await.problem(429), "rate_limited");
@@ -121,6 +123,7 @@ async fn a_repeat_of_a_message_has_one_id_and_lives_from_its_acceptance_wherever
 #[tokio::test]
 async fn a_session_s_message_lives_from_its_acceptance_and_repeats_are_told_its_time() {
     let fixture = Fixture::new().await;
+    fixture.key("acme", &[Permission::Chat]).await;
     let (live, phone) = (Live::new(fixture.deps(), options()), identity(PHONE, &[]));
     fixture.log.faults.lock().push_back(Fault::Refused);
     // The conversation is started by it, so the event and the message are one append.
@@ -223,7 +226,7 @@ async fn a_line_of_an_upload_that_takes_longer_than_its_time_to_live_lives_from_
 async fn a_line_that_waits_for_the_rate_lives_from_when_it_is_let_in() {
     let patient = eshaar_ingest::Options { bulk: BulkOptions { patience_s: 30, ..options().bulk }, ..options() };
     let fixture = std::sync::Arc::new(Fixture::with(patient).await);
-    let key = fixture.limited("1/s").await;
+    let key = fixture.key_of("1/s").await;
     let request = upload(&key, &[], line("one") + &line("two"));
     let answer = tokio::spawn({
         let fixture = std::sync::Arc::clone(&fixture);

@@ -1,6 +1,7 @@
 //! What is said again in a conversation: with an Idempotency-Key, or under a session's `ref`.
 
 use eshaar_ingest::{Live, LiveMessage};
+use eshaar_model::Permission;
 use eshaar_topics::headers;
 use serde_json::json;
 
@@ -29,6 +30,7 @@ async fn a_repeat_stays_in_the_conversation_of_the_first_though_it_was_closed_si
 #[tokio::test]
 async fn a_session_sends_once_however_often_it_sends_under_one_reference() {
     let fixture = Fixture::new().await;
+    fixture.key("acme", &[Permission::Chat]).await;
     let phone = identity(PHONE, &[]);
     let (one, two) = (Live::new(fixture.deps(), options()), Live::new(fixture.deps(), options()));
     let first = one.send(&phone, SAID).await.unwrap();

@@ -156,6 +156,18 @@ impl Fixture {
     }
 
     pub async fn with(options: Options) -> Self {
+        // Of everybody together and of keys: none, since the clock of the tests stands still.
+        let limits = limits::Options {
+            whole: None,
+            key_per_s: 0,
+            key_requests_per_s: 0,
+            key_reads_per_s: 0,
+            ..limits::Options::default()
+        };
+        Self::limited(options, limits).await
+    }
+
+    pub async fn limited(options: Options, limits: limits::Options) -> Self {
         let dir = TempDir::new().unwrap();
         let clock = Clock::manual(NOW);
         let log = EmbeddedLog::open(embedded::Options::in_dir(dir.path()), clock.clone()).unwrap();
@@ -184,8 +196,6 @@ impl Fixture {
         let issuer = Issuer::new(&auth_options).await.unwrap();
         let auth = Authenticator::new(auth_options, Arc::clone(&store.keys), clock.clone()).await.unwrap();
         let cancelled = Arc::new(Cancelled::none(clock.clone()));
-        // Of everybody together: none, since the clock of the tests stands still.
-        let limits = limits::Options { whole: None, ..limits::Options::default() };
         let deps = Deps {
             log: log.clone(),
             codecs: codecs.clone(),
@@ -227,6 +237,11 @@ impl Fixture {
 
     pub fn token(&self, phone: &str) -> String {
         self.issuer.issue(phone.parse().unwrap(), std::time::Duration::from_hours(1), self.clock.now()).unwrap()
+    }
+
+    /// The identity that a credential gives.
+    pub async fn identity(&self, credential: &str) -> eshaar_auth::Identity {
+        self.deps.auth.authenticate(credential).await.unwrap()
     }
 
     pub async fn call(&self, request: Request<Body>) -> Answer {

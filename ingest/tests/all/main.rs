@@ -20,5 +20,6 @@ mod rates;
 mod reading;
 mod scheduling;
 mod single;
+mod tenants;
 mod text;
 mod webhooks;

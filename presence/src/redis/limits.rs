@@ -77,6 +77,7 @@ fn key(prefix: &str, limit: &Limit) -> String {
         Counted::Whole => format!("{prefix}{{limit}}:{name}::{slot_ms}"),
         Counted::Key(id) => format!("{prefix}{{limit}}:{name}:{id}:{slot_ms}"),
         Counted::User(phone) => format!("{prefix}{{limit}}:{name}:{phone}:{slot_ms}"),
+        Counted::Requests(of) | Counted::Reads(of) => format!("{prefix}{{limit}}:{name}:{of}:{slot_ms}"),
     }
 }
 

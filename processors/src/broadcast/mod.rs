@@ -6,11 +6,13 @@
 //! - a broadcast is open from before its record is settled until its last message was accepted, or it was taken back;
 //! - a record that is read again opens nothing anew.
 
+mod choice;
 pub mod expand;
 pub(crate) mod room;
 pub(crate) mod tally;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use async_trait::async_trait;
 use eshaar_model::{BusinessId, Clock, Timestamp};
@@ -26,8 +28,12 @@ use crate::{decode, pause};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Most broadcasts that this process sends at once; about 1 MiB each.
+    /// Most chunks of broadcasts that this process sends at once; about 2 MiB each.
     pub at_once: usize,
+    /// Most broadcasts that this process holds at once; most of them wait, for their rate, for room or for their turn.
+    pub held: usize,
+    /// Of those, most of one business; its others wait.
+    pub held_per_business: usize,
     /// How many messages may wait in all lanes, and before them, for broadcasts to send more. What is sent singly waits
     /// behind at most so many where it is given to its lane.
     pub waiting: u64,
@@ -37,7 +43,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { at_once: 32, waiting: 20_000, pause_ms: 1_000 }
+        Self { at_once: 32, held: 256, held_per_business: 8, waiting: 20_000, pause_ms: 1_000 }
     }
 }
 
@@ -67,7 +73,7 @@ impl OpenBroadcasts {
         // First: what is open has a task.
         self.store.tasks.make(task).await?;
         let row = BroadcastRow { id: broadcast.id, business, created_at, value: record.value.clone() };
-        self.store.broadcasts.open(row).await
+        self.store.broadcasts.open(row, broadcast.recipients).await
     }
 }
 

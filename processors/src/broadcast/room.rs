@@ -60,6 +60,13 @@ impl Room {
         }
         fits
     }
+
+    /// Of what was let in last, so many do not come.
+    pub(crate) async fn give_back(&self, count: u64) {
+        if let Some((_, last)) = self.state.lock().await.lately.back_mut() {
+            *last = last.saturating_sub(count);
+        }
+    }
 }
 
 /// The rate of one broadcast.
@@ -80,11 +87,16 @@ impl Pace {
         self.per_s.map_or(u64::MAX, |rate| (rate / 4).max(1))
     }
 
-    /// Waits until `count` messages may go, which then do.
-    pub(super) async fn turn(&mut self, count: u64) {
-        let Some(rate) = self.per_s else { return };
-        tokio::time::sleep_until(self.next).await;
-        self.next = self.next.max(Instant::now()) + Duration::from_secs_f64(count as f64 / rate as f64);
+    /// How long it is until the next may go.
+    pub(super) fn wait(&self) -> Duration {
+        self.per_s.map_or(Duration::ZERO, |_| self.next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Notes that `count` messages go now.
+    pub(super) fn went(&mut self, count: u64) {
+        if let Some(rate) = self.per_s {
+            self.next = self.next.max(Instant::now()) + Duration::from_secs_f64(count as f64 / rate as f64);
+        }
     }
 }
 
@@ -132,7 +144,8 @@ mod tests {
         assert_eq!(pace.most(), 25);
         let begun = Instant::now();
         for _ in 0..41 {
-            pace.turn(25).await;
+            tokio::time::sleep(pace.wait()).await;
+            pace.went(25);
         }
         assert_eq!(begun.elapsed().as_secs(), 10);
         assert_eq!((Pace::new(None).most(), Pace::new(Some(1)).most()), (u64::MAX, 1));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eshaar_model::{BroadcastId, MessageId, Phone, Priority, RecipientsId};
+use eshaar_presence::limits::{self, Limiter};
 use eshaar_schemas::{Broadcast, Message};
 use eshaar_service::TraceContext;
 use eshaar_store::audiences::PAGE_PHONES;
@@ -37,6 +38,8 @@ async fn broadcast(engines: &Engines, total: u64) -> Broadcast {
         collapse_key: None,
         rate: None,
         correlation_id: "c-1".to_owned(),
+        key_id: None,
+        key_rate: None,
     }
 }
 
@@ -54,9 +57,17 @@ fn ports(engines: &Engines) -> expand::Ports {
         store: engines.store.clone(),
         codecs: engines.codecs.clone(),
         depths: Arc::clone(&engines.presence) as _,
+        limits: Arc::new(Limiter::local(
+            limits::Options { whole: None, ..limits::Options::default() },
+            engines.clock.clone(),
+        )),
         cancelled: Arc::clone(&engines.cancelled),
         clock: engines.clock.clone(),
     }
+}
+
+async fn opened(engines: &Engines) -> Vec<BroadcastId> {
+    engines.store.broadcasts.opened(10).await.unwrap().into_iter().map(|open| open.id).collect()
 }
 
 async fn progress(engines: &Engines, id: BroadcastId) -> Progress {
@@ -102,10 +113,10 @@ async fn every_recipient_gets_one_message_that_says_which_it_is() {
     let engines = Engines::open().await;
     let broadcast = broadcast(&engines, 2_345).await;
     open(&engines, &broadcast).await;
-    assert_eq!(engines.store.broadcasts.opened(10).await.unwrap(), [broadcast.id]);
+    assert_eq!(opened(&engines).await, [broadcast.id]);
     send_until(&engines, Options::default(), broadcast.id, ended).await;
     assert_eq!(progress(&engines, broadcast.id).await, Progress { done: 2_345, chunk: None, ended: Some(Ended::Sent) });
-    assert_eq!(engines.store.broadcasts.opened(10).await.unwrap(), []);
+    assert_eq!(opened(&engines).await, []);
 
     let records = accepted(&engines).await;
     let numbers: HashSet<u32> = records
@@ -123,7 +134,7 @@ async fn every_recipient_gets_one_message_that_says_which_it_is() {
 
     // Its record comes again: it is not opened anew.
     open(&engines, &broadcast).await;
-    assert_eq!(engines.store.broadcasts.opened(10).await.unwrap(), []);
+    assert_eq!(opened(&engines).await, []);
 }
 
 #[tokio::test]
@@ -178,7 +189,7 @@ async fn one_that_is_taken_back_goes_no_further() {
     let sent = accepted(&engines).await.len() as u64;
     // The chunk in hand may have gone.
     assert!((progress.done..=progress.done + 1_000).contains(&sent), "{sent} for {progress:?}");
-    assert_eq!(engines.store.broadcasts.opened(10).await.unwrap(), []);
+    assert_eq!(opened(&engines).await, []);
 }
 
 #[tokio::test]
@@ -192,4 +203,62 @@ async fn one_whose_time_passed_or_whose_recipients_are_gone_ends() {
         assert_eq!(progress(&engines, broadcast.id).await.ended, Some(why));
     }
     assert_eq!(accepted(&engines).await.len(), 0);
+}
+
+/// Opens broadcasts of a business, each to so many recipients.
+async fn open_of(
+    engines: &Engines,
+    business: &str,
+    rate: Option<i32>,
+    (count, total): (usize, u64),
+) -> Vec<BroadcastId> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        let broadcast = Broadcast { sender: business.to_owned(), rate, ..broadcast(engines, total).await };
+        open(engines, &broadcast).await;
+        ids.push(broadcast.id);
+    }
+    ids
+}
+
+#[tokio::test]
+async fn slow_broadcasts_of_one_business_hold_up_neither_another_nor_a_quick_one_of_their_own() {
+    let engines = Engines::open().await;
+    open_of(&engines, "slow-bank", Some(1), (40, 100)).await;
+    let quick = open_of(&engines, "acme-bank", None, (1, 2_500)).await[0];
+    send_until(&engines, Options::default(), quick, ended).await;
+    assert_eq!(progress(&engines, quick).await.ended, Some(Ended::Sent));
+}
+
+#[tokio::test]
+async fn slow_broadcasts_that_fill_all_that_a_process_holds_make_way_for_another_business() {
+    let engines = Engines::open().await;
+    open_of(&engines, "slow-bank", Some(1), (6, 100)).await;
+    let other = open_of(&engines, "slow-shop", Some(1), (6, 100)).await;
+    let quick = open_of(&engines, "acme-bank", None, (1, 2_500)).await[0];
+    let options = Options { held: 4, held_per_business: 8, at_once: 1, ..Options::default() };
+    send_until(&engines, options, quick, ended).await;
+    assert_eq!(progress(&engines, quick).await.ended, Some(Ended::Sent));
+    let mut sent = 0;
+    for id in other {
+        sent += progress(&engines, id).await.done;
+    }
+    assert!(sent > 0, "the second slow business has its turns too");
+}
+
+#[tokio::test]
+async fn the_messages_of_a_broadcast_take_from_the_limit_of_its_key() {
+    let engines = Engines::open().await;
+    let keyed = |rate: &str| (Some("k1".to_owned()), Some(rate.to_owned()));
+    let (key_id, key_rate) = keyed("10/min");
+    let broadcast = Broadcast { key_id, key_rate, ..broadcast(&engines, 12).await };
+    open(&engines, &broadcast).await;
+    // The first was taken when it was accepted; a fifth of the rest is left to what is sent singly with the key.
+    send_until(&engines, Options::default(), broadcast.id, |progress| progress.done >= 9).await;
+    assert_eq!((progress(&engines, broadcast.id).await.done, accepted(&engines).await.len()), (9, 9));
+    // In another minute.
+    engines.clock.advance_millis(61_000);
+    send_until(&engines, Options::default(), broadcast.id, ended).await;
+    assert_eq!(progress(&engines, broadcast.id).await.ended, Some(Ended::Sent));
+    assert_eq!(accepted(&engines).await.len(), 12);
 }

@@ -128,6 +128,8 @@ fn broadcast(priority: Priority) -> Broadcast {
         collapse_key: Some("offer".into()),
         rate: Some(500),
         correlation_id: "c-1".into(),
+        key_id: Some("k1".into()),
+        key_rate: Some("100/min".into()),
     }
 }
 
@@ -177,6 +179,8 @@ async fn every_field_and_symbol_is_read_alike_by_an_independent_implementation()
             reference: None,
             collapse_key: None,
             rate: None,
+            key_id: None,
+            key_rate: None,
             ..broadcast.clone()
         };
         holds_together(&codecs, &broadcast);

@@ -160,6 +160,8 @@ impl AsValue for Broadcast {
             ("collapse_key", optional_text(self.collapse_key.as_ref())),
             ("rate", optional(self.rate.map(Value::Int))),
             ("correlation_id", text(&self.correlation_id)),
+            ("key_id", optional_text(self.key_id.as_ref())),
+            ("key_rate", optional_text(self.key_rate.as_ref())),
         ])
     }
 }

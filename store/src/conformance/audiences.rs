@@ -1,10 +1,11 @@
 //! Audiences: replaced as a whole, and lists that go when they are nobody's.
 
-use eshaar_model::{Phone, RecipientsId};
+use bytes::Bytes;
+use eshaar_model::{BroadcastId, Phone, RecipientsId};
 
 use super::{Subject, start};
 use crate::audiences::{KEPT_MS, PAGE_PHONES, begin, collect, remove, replace};
-use crate::{Audience, Expiry, StoreError};
+use crate::{Audience, BroadcastRow, Expiry, OpenBroadcast, StoreError};
 
 super::checks! {
     /// Every check of the audience port.
@@ -12,6 +13,8 @@ super::checks! {
     an_audience_is_replaced_as_a_whole_and_its_list_goes_later,
     a_list_that_was_begun_and_never_became_an_audiences_goes,
     a_list_that_is_an_audiences_stays_whatever_was_noted,
+    a_list_stays_for_as_long_as_a_broadcast_is_sent_to_it,
+    lists_that_are_due_are_found_whenever_they_were_noted,
     a_business_sees_its_own_audiences,
 }
 
@@ -27,7 +30,7 @@ fn audience(subject: &Subject, name: &str) -> Audience {
 
 /// Collects until nothing is due that is of now.
 async fn collect_all(subject: &Subject) -> Result<(), StoreError> {
-    while collect(&*subject.store.audiences, subject.clock.now()).await? > 0 {}
+    while collect(&subject.store, subject.clock.now()).await? > 0 {}
     Ok(())
 }
 
@@ -108,6 +111,59 @@ async fn a_list_that_is_an_audiences_stays_whatever_was_noted(subject: &Subject)
     collect_all(subject).await?;
     assert!(!store.due(subject.clock.now(), 1_000).await?.contains(&expiry));
     assert_eq!(store.page(kept.recipients, 0).await?, [subject.phone(1)]);
+    Ok(())
+}
+
+async fn a_list_stays_for_as_long_as_a_broadcast_is_sent_to_it(subject: &Subject) -> Result<(), StoreError> {
+    let (store, broadcasts) = (&*subject.store.audiences, &subject.store.broadcasts);
+    let audience = audience(subject, "used");
+    store.put_page(audience.recipients, 0, vec![subject.phone(1)]).await?;
+    store.put(audience.clone()).await?;
+    let created_at = subject.clock.now();
+    let row = BroadcastRow {
+        id: BroadcastId::new(created_at),
+        business: audience.business.clone(),
+        created_at,
+        value: Bytes::from_static(b"a broadcast"),
+    };
+    broadcasts.open(row.clone(), audience.recipients).await?;
+    let other = Audience { recipients: RecipientsId::new(start()), ..audience.clone() };
+    replace(store, other, subject.clock.now()).await?;
+    for _ in 0..30 {
+        subject.clock.advance_millis(24 * 3600 * 1000);
+        collect_all(subject).await?;
+    }
+    assert_eq!(store.page(audience.recipients, 0).await?, [subject.phone(1)], "30 days later it is sent still");
+    broadcasts.close(&OpenBroadcast { business: row.business, id: row.id }).await?;
+    subject.clock.advance_millis(2 * 24 * 3600 * 1000);
+    collect_all(subject).await?;
+    assert_eq!(store.page(audience.recipients, 0).await?, []);
+    Ok(())
+}
+
+/// Those of a queue that is cut by time, across its borders.
+async fn lists_that_are_due_are_found_whenever_they_were_noted(subject: &Subject) -> Result<(), StoreError> {
+    let store = &*subject.store.audiences;
+    let begun = subject.clock.now();
+    let lists: Vec<_> = (0..20).map(|_| RecipientsId::new(start())).collect();
+    for (number, list) in (0..).zip(&lists) {
+        let expiry = Expiry { due: begun.plus_millis(number * 1_200_000), recipients: *list, audience: None };
+        store.expire(expiry).await?;
+    }
+    for number in 0..20 {
+        subject.clock.advance_millis(if number > 0 { 1_200_000 } else { 0 });
+        let due = store.due(subject.clock.now(), 10_000).await?;
+        let ours: Vec<_> = due.into_iter().filter(|expiry| lists.contains(&expiry.recipients)).collect();
+        assert_eq!(ours.iter().map(|expiry| expiry.recipients).collect::<Vec<_>>(), [lists[number as usize]]);
+        store.forget(&ours[0]).await?;
+        // What was emptied long ago takes a late one all the same.
+        if number == 15 {
+            let late = Expiry { due: begun, recipients: lists[0], audience: None };
+            store.expire(late.clone()).await?;
+            assert!(store.due(subject.clock.now(), 10_000).await?.contains(&late));
+            store.forget(&late).await?;
+        }
+    }
     Ok(())
 }
 

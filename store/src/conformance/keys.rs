@@ -11,6 +11,7 @@ super::checks! {
     the_same_id_again_replaces_it,
     keys_are_listed_oldest_first,
     the_first_revocation_stays,
+    a_business_exists_from_its_first_key_on,
 }
 
 fn key(subject: &Subject, id: &str, of: &str, after_ms: i64) -> ApiKey {
@@ -75,5 +76,16 @@ async fn the_first_revocation_stays(subject: &Subject) -> Result<(), StoreError>
     assert!(keys.revoke(&subject.name("k1"), start().plus_millis(2)).await?);
     assert!(!keys.revoke(&subject.name("k2"), start()).await?);
     assert_eq!(keys.get(&subject.name("k1")).await?.and_then(|key| key.revoked_at), Some(start().plus_millis(1)));
+    Ok(())
+}
+
+async fn a_business_exists_from_its_first_key_on(subject: &Subject) -> Result<(), StoreError> {
+    let (keys, acme) = (&subject.store.keys, subject.business("acme"));
+    assert!(!keys.has_business(&acme).await?);
+    keys.put(key(subject, "k1", "acme", 0)).await?;
+    assert!(keys.has_business(&acme).await?);
+    assert!(!keys.has_business(&subject.business("other")).await?);
+    keys.revoke(&subject.name("k1"), start()).await?;
+    assert!(keys.has_business(&acme).await?, "its conversations outlive its keys");
     Ok(())
 }

@@ -6,6 +6,7 @@ use scylla::value::{CqlTimestamp, MaybeUnset};
 use uuid::Uuid;
 
 use super::Cql;
+use super::buckets::{self, Bucket, Queue};
 use super::columns::{integer, time, timestamp};
 use super::gather::Write;
 use crate::audiences::{LISTED, PART_PAGES, pack, unpack};
@@ -70,28 +71,51 @@ impl AudienceStore for Cql {
         let call = self.call("expire_recipients")?;
         let (business, name) = expiry.audience.map(|(business, name)| (business.as_str().to_owned(), name)).unzip();
         let (business, name) = (MaybeUnset::from_option(business), MaybeUnset::from_option(name));
-        let values = (time(expiry.due), Uuid::from(expiry.recipients), business, name);
-        call.write(vec![Write::new(&call.statements().expire_recipients, values, 0)]).await
+        let of = Bucket::of(expiry.due, expiry.recipients.as_bytes());
+        let list = Uuid::from(expiry.recipients);
+        let values = (of.bucket, of.shard, time(expiry.due), list, business, name);
+        call.write(vec![Write::new(&call.statements().expire_list, values, 0)]).await?;
+        call.write(vec![buckets::enter(&call, Queue::ListsDue, of)]).await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Expiry>, StoreError> {
         let call = self.call("recipients_due")?;
-        let rows = call.read(&call.statements().recipients_due, (time(now), limit as i32)).await?;
-        call.rows(&rows, |(due, list, business, name): (CqlTimestamp, Uuid, Option<String>, Option<String>)| {
-            let business = business.map(|business| business.parse().map_err(|_| wrong("business"))).transpose()?;
-            Ok(Expiry {
-                due: timestamp(due),
-                recipients: RecipientsId::try_from(list).map_err(|_| wrong("list"))?,
-                audience: business.zip(name),
-            })
-        })
+        let mut due = Vec::new();
+        for entry in buckets::entered(&call, Queue::ListsDue, Some(now)).await? {
+            let of = entry.of;
+            let values = (of.bucket, of.shard, time(now), limit as i32);
+            let rows = call.read(&call.statements().lists_due, values).await?;
+            let found = call.rows(&rows, |row: ExpiryColumns| expiry(row))?;
+            if found.is_empty() {
+                buckets::leave(&call, Queue::ListsDue, entry, self.clock.now()).await?;
+            }
+            due.extend(found);
+            if due.len() >= limit {
+                break;
+            }
+        }
+        due.sort_unstable_by_key(|expiry| expiry.due);
+        due.truncate(limit);
+        Ok(due)
     }
 
     async fn forget(&self, expiry: &Expiry) -> Result<(), StoreError> {
         let call = self.call("forget_recipients")?;
-        let values = (time(expiry.due), Uuid::from(expiry.recipients));
-        call.write(vec![Write::new(&call.statements().forget_recipients, values, 0)]).await
+        let of = Bucket::of(expiry.due, expiry.recipients.as_bytes());
+        let values = (of.bucket, of.shard, time(expiry.due), Uuid::from(expiry.recipients));
+        call.write(vec![Write::new(&call.statements().forget_list, values, 0)]).await
     }
+}
+
+type ExpiryColumns = (CqlTimestamp, Uuid, Option<String>, Option<String>);
+
+fn expiry((due, list, business, name): ExpiryColumns) -> Result<Expiry, String> {
+    let business = business.map(|business| business.parse().map_err(|_| wrong("business"))).transpose()?;
+    Ok(Expiry {
+        due: timestamp(due),
+        recipients: RecipientsId::try_from(list).map_err(|_| wrong("list"))?,
+        audience: business.zip(name),
+    })
 }
 
 type AudienceColumns = (String, String, Uuid, i64, CqlTimestamp);

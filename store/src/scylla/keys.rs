@@ -11,6 +11,7 @@ use scylla::value::CqlTimestamp;
 
 use super::Cql;
 use super::columns::{time, timestamp};
+use super::gather::Write;
 use crate::keys::{permissions_from_text, permissions_to_text};
 use crate::{ApiKey, KeyStore, StoreError};
 
@@ -32,6 +33,8 @@ impl KeyStore for Cql {
             key.rate.map(|rate| rate.to_string()),
             &key.id,
         );
+        // First: a key that works has a business that exists.
+        call.write(vec![Write::new(&call.statements().put_business, (key.business.as_str().to_owned(),), 0)]).await?;
         // Keys are never deleted: one that cannot be made can be replaced.
         if call.decide(&call.statements().make_key, &values).await?.applied
             || call.decide(&call.statements().replace_key, &values).await?.applied
@@ -65,6 +68,12 @@ impl KeyStore for Cql {
             }
         }
         Ok(oldest.into_values().collect())
+    }
+
+    async fn has_business(&self, business: &BusinessId) -> Result<bool, StoreError> {
+        let call = self.call("has_business")?;
+        let found = call.first::<(String,)>(&call.statements().business, (business.as_str(),)).await?;
+        Ok(found.is_some())
     }
 
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError> {

@@ -1,13 +1,15 @@
 //! The store on ScyllaDB, or on Cassandra, which speaks the same CQL.
 //!
 //! `options` · `schema` (the tables) · `setup` (`apply`, `check`) · `connect` · `statements` (all CQL) · `call` (a call's
-//! way through the bounds) · `gather` (what is written together) · `conditional` (LWT) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
+//! way through the bounds) · `gather` (what is written together) · `conditional` (LWT) · `buckets`
+//! (queues) · `copies` (rows that a migration moves) · then a file for each aggregate. Writes are at `LOCAL_QUORUM` when they
 //! return, so there is nothing to sync. No row is written both conditionally and plainly.
 
 mod activity;
 mod audiences;
 mod audit;
 mod broadcasts;
+mod buckets;
 mod call;
 mod chat;
 mod claims;
@@ -15,6 +17,7 @@ mod columns;
 mod conditional;
 mod connect;
 mod conversations;
+mod copies;
 mod dead_letters;
 mod gather;
 mod keys;

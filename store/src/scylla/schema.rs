@@ -5,6 +5,7 @@
 //! far below the microseconds of any clock, so that an ordinary `DELETE` still deletes.
 
 use super::Options;
+use super::copies::Copy;
 
 /// A step from one version of the tables to the next.
 pub(super) struct Migration {
@@ -14,10 +15,12 @@ pub(super) struct Migration {
     pub(super) statements: Vec<String>,
     /// Columns that it adds where they are not there yet, then: table, column, type.
     pub(super) columns: &'static [(&'static str, &'static str, &'static str)],
+    /// Rows that it takes into other tables, then.
+    pub(super) copies: &'static [Copy],
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 8;
+pub(super) const VERSION: i32 = 9;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
@@ -26,21 +29,40 @@ pub(super) fn migrations(options: &Options) -> Vec<Migration> {
             what: "the tables of streams, messages, claims and keys",
             statements: version_1(options),
             columns: &[],
+            copies: &[],
         },
         Migration {
             what: "the tables of dead letters, tasks and the audit log",
             statements: version_2(),
             columns: &[],
+            copies: &[],
         },
-        Migration { what: "the tables of webhooks", statements: version_3(), columns: &[] },
-        Migration { what: "the rates of keys", statements: Vec::new(), columns: &[("api_key", "rate", "text")] },
-        Migration { what: "the tables of audiences and broadcasts", statements: version_5(), columns: &[] },
-        Migration { what: "the tables of timers", statements: version_6(), columns: &[] },
-        Migration { what: "the tables of conversations", statements: version_7(), columns: &[] },
+        Migration { what: "the tables of webhooks", statements: version_3(), columns: &[], copies: &[] },
+        Migration {
+            what: "the rates of keys",
+            statements: Vec::new(),
+            columns: &[("api_key", "rate", "text")],
+            copies: &[],
+        },
+        Migration {
+            what: "the tables of audiences and broadcasts",
+            statements: version_5(),
+            columns: &[],
+            copies: &[],
+        },
+        Migration { what: "the tables of timers", statements: version_6(), columns: &[], copies: &[] },
+        Migration { what: "the tables of conversations", statements: version_7(), columns: &[], copies: &[] },
         Migration {
             what: "the retries of messages",
             statements: Vec::new(),
             columns: &[("message", "retries", "int")],
+            copies: &[],
+        },
+        Migration {
+            what: "tasks and queues in partitions of their own, and the table of businesses",
+            statements: version_9(),
+            columns: &[],
+            copies: &[Copy::Businesses, Copy::Tasks, Copy::OpenBroadcasts, Copy::ListsDue],
         },
     ]
 }
@@ -232,6 +254,44 @@ fn version_7() -> Vec<String> {
             .to_owned(),
     );
     all
+}
+
+/// In place of `task`, `broadcast_open` and `recipients_due`, each of which was one partition for all.
+fn version_9() -> Vec<String> {
+    let levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 86400";
+    // A row that comes back after it was deleted does no harm: it is found empty, or finished, and deleted again.
+    let short_levels = "compaction = {'class': 'LeveledCompactionStrategy'} AND gc_grace_seconds = 10800";
+    let days = "compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'DAYS',
+        'compaction_window_size': 7} AND gc_grace_seconds = 86400";
+    let tables = [
+        ("business (id text PRIMARY KEY) WITH ", levels),
+        (
+            "task_by_id (kind text, id text, made_at timestamp, progress blob, finished boolean, holder uuid,
+                held_until timestamp, saved uuid, PRIMARY KEY ((kind, id))) WITH ",
+            levels,
+        ),
+        (
+            "task_listed (kind text, shard tinyint, id text, PRIMARY KEY ((kind, shard), id))
+                WITH CLUSTERING ORDER BY (id DESC) AND ",
+            days,
+        ),
+        (
+            "open_broadcast (bucket int, shard tinyint, business text, id uuid, list uuid,
+                PRIMARY KEY ((bucket, shard), business, id)) WITH ",
+            short_levels,
+        ),
+        (
+            "list_due (bucket int, shard tinyint, due timestamp, list uuid, business text, name text,
+                PRIMARY KEY ((bucket, shard), due, list)) WITH ",
+            short_levels,
+        ),
+        (
+            "queue_bucket (queue text, bucket int, shard tinyint, entered boolean,
+                PRIMARY KEY ((queue), bucket, shard)) WITH ",
+            short_levels,
+        ),
+    ];
+    tables.map(|(table, options)| format!("CREATE TABLE IF NOT EXISTS {table}{options}")).to_vec()
 }
 
 #[cfg(test)]

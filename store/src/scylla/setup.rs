@@ -268,6 +268,9 @@ async fn migrate(session: &Session, options: &Options) -> Result<(i32, Vec<Strin
                 change(session, format!("ALTER TABLE {table} ADD {column} {kind}")).await?;
             }
         }
+        for copy in migration.copies {
+            copy.run(session).await.map_err(|reason| failed("copy rows to their new tables", &reason))?;
+        }
         let record = "INSERT INTO schema_version (name, version, what, applied_at) VALUES (?, ?, ?, ?) IF NOT EXISTS";
         let now = CqlTimestamp(eshaar_model::Clock::system().now().as_millis());
         decide(session, "record the schema version", record, (NAME, version, migration.what, now)).await?;

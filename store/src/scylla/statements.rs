@@ -77,7 +77,7 @@ macro_rules! reach {
 
 macro_rules! tasks {
     ($where:literal) => {
-        concat!("SELECT kind, id, made_at, progress, finished, holder, held_until FROM task WHERE ", $where)
+        concat!("SELECT kind, id, made_at, progress, finished, holder, held_until FROM task_by_id WHERE ", $where)
     };
 }
 
@@ -199,16 +199,17 @@ statements! {
         WHERE of_actor = ? AND day = ? AND id >= ? AND id < ? LIMIT ?";
     audit_days: Read = "SELECT day FROM audit_day WHERE of_actor = ? AND day <= ? AND day >= ? LIMIT ?";
 
-    make_task: Conditional = "INSERT INTO task (kind, id, made_at, progress, finished, holder)
+    make_task: Conditional = "INSERT INTO task_by_id (kind, id, made_at, progress, finished, holder)
         VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS USING TTL ?";
-    take_task: Conditional = "UPDATE task USING TTL ? SET holder = ?, held_until = ? WHERE kind = ? AND id = ?
+    take_task: Conditional = "UPDATE task_by_id USING TTL ? SET holder = ?, held_until = ? WHERE kind = ? AND id = ?
         IF holder = ? AND finished = false";
-    save_task: Conditional = "UPDATE task USING TTL ?
+    save_task: Conditional = "UPDATE task_by_id USING TTL ?
         SET made_at = ?, progress = ?, finished = ?, holder = ?, held_until = ?, saved = ? WHERE kind = ? AND id = ?
         IF holder = ?";
-    task_saved: Read = "SELECT saved FROM task WHERE kind = ? AND id = ?";
+    task_saved: Read = "SELECT saved FROM task_by_id WHERE kind = ? AND id = ?";
     task: Read = tasks!("kind = ? AND id = ?");
-    tasks: Read = tasks!("kind = ? LIMIT ?");
+    list_task: Write = "INSERT INTO task_listed (kind, shard, id) VALUES (?, ?, ?) USING TTL ?";
+    tasks_listed: Read = "SELECT id FROM task_listed WHERE kind = ? AND shard = ? LIMIT ?";
 
     make_timer_mark: Conditional = "INSERT INTO timer_mark (partition, holder, due, id) VALUES (?, ?, ?, ?)
         IF NOT EXISTS";
@@ -238,6 +239,9 @@ statements! {
     remove_webhook_cursor: Write = "DELETE FROM webhook_cursor WHERE partition = ? AND webhook = ?";
     webhook_cursors: Read = "SELECT webhook, business, epoch, offset FROM webhook_cursor WHERE partition = ? LIMIT ?";
 
+    put_business: Write = "INSERT INTO business (id) VALUES (?)";
+    business: Read = "SELECT id FROM business WHERE id = ?";
+
     put_recipients: Write = "INSERT INTO recipients (list, part, page, phones) VALUES (?, ?, ?, ?)";
     recipients: Read = "SELECT phones FROM recipients WHERE list = ? AND part = ? AND page = ?";
     any_recipients: Read = "SELECT page FROM recipients WHERE list = ? AND part = ? LIMIT 1";
@@ -246,17 +250,26 @@ statements! {
     audience: Read = "SELECT business, name, list, total, uploaded_at FROM audience WHERE business = ? AND name = ?";
     audiences: Read = "SELECT business, name, list, total, uploaded_at FROM audience WHERE business = ? LIMIT ?";
     delete_audience: Write = "DELETE FROM audience WHERE business = ? AND name = ?";
-    expire_recipients: Write = "INSERT INTO recipients_due (slot, due, list, business, name) VALUES (0, ?, ?, ?, ?)";
-    recipients_due: Read = "SELECT due, list, business, name FROM recipients_due WHERE slot = 0 AND due <= ? LIMIT ?";
-    forget_recipients: Write = "DELETE FROM recipients_due WHERE slot = 0 AND due = ? AND list = ?";
+    expire_list: Write = "INSERT INTO list_due (bucket, shard, due, list, business, name) VALUES (?, ?, ?, ?, ?, ?)";
+    lists_due: Read = "SELECT due, list, business, name FROM list_due
+        WHERE bucket = ? AND shard = ? AND due <= ? LIMIT ?";
+    forget_list: Write = "DELETE FROM list_due WHERE bucket = ? AND shard = ? AND due = ? AND list = ?";
 
     put_broadcast: Write = "INSERT INTO broadcast (id, business, created_at, value) VALUES (?, ?, ?, ?) USING TTL ?";
     broadcasts: Read = "SELECT id, business, created_at, value FROM broadcast WHERE id IN ?";
     list_broadcast: Write = "INSERT INTO broadcast_sent (business, id) VALUES (?, ?) USING TTL ?";
     broadcasts_sent: Read = "SELECT id FROM broadcast_sent WHERE business = ? AND id < ? LIMIT ?";
-    open_broadcast: Write = "INSERT INTO broadcast_open (slot, id) VALUES (0, ?)";
-    close_broadcast: Write = "DELETE FROM broadcast_open WHERE slot = 0 AND id = ?";
-    broadcasts_open: Read = "SELECT id FROM broadcast_open WHERE slot = 0 LIMIT ?";
+    open_broadcast: Write = "INSERT INTO open_broadcast (bucket, shard, business, id, list) VALUES (?, ?, ?, ?, ?)";
+    close_broadcast: Write = "DELETE FROM open_broadcast WHERE bucket = ? AND shard = ? AND business = ? AND id = ?";
+    open_broadcasts: Read = "SELECT business, id FROM open_broadcast
+        WHERE bucket = ? AND shard = ? AND business > ? LIMIT ?";
+    open_lists: Read = "SELECT business, id, list FROM open_broadcast
+        WHERE bucket = ? AND shard = ? AND (business, id) > (?, ?) LIMIT ?";
+
+    enter_bucket: Write = "INSERT INTO queue_bucket (queue, bucket, shard, entered) VALUES (?, ?, ?, true)";
+    leave_bucket: Write = "DELETE FROM queue_bucket USING TIMESTAMP ? WHERE queue = ? AND bucket = ? AND shard = ?";
+    buckets: Read = "SELECT bucket, shard, WRITETIME(entered) FROM queue_bucket
+        WHERE queue = ? AND bucket <= ? LIMIT ?";
     /// What the log tells up to the highest place stands, whoever writes last.
     put_tally: Write = "INSERT INTO broadcast_tally
         (broadcast, partition, segment, delivered, read, failed, expired, marks) VALUES (?, ?, ?, ?, ?, ?, ?, ?)

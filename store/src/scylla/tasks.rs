@@ -1,4 +1,5 @@
-//! Tasks and their leases. All writes of a task are conditional: who holds it is decided by them.
+//! Tasks and their leases. All writes of a task are conditional: who holds it is decided by them. Each task is a partition of
+//! its own, so that what is decided of one waits for no other; `task_listed` lists those of a kind, in a few shards.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,17 +11,32 @@ use uuid::Uuid;
 use super::Cql;
 use super::call::Call;
 use super::columns::{time, timestamp, ttl_s};
+use super::gather::Write;
 use crate::StoreError;
 use crate::tasks::{Holder, KEPT_MS, Lease, Task, TaskStore};
 
 /// Most tasks of a list.
 const LISTED: usize = 1_000;
+/// Shards of the list of a kind. Not to be lowered: tasks would no longer be listed.
+const SHARDS: u32 = 8;
+/// How long a task is listed at most, in milliseconds: 90 days from when it was made.
+pub(super) const LISTED_MS: i64 = 3 * KEPT_MS;
+
+/// The shard that lists a task.
+pub(super) fn shard(id: &str) -> i8 {
+    // FNV-1a.
+    let hash = id.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    ((hash >> 16) % SHARDS) as i8
+}
 
 #[async_trait]
 impl TaskStore for Cql {
     async fn make(&self, task: Task) -> Result<(), StoreError> {
         let call = self.call("make_task")?;
         let nobody = Holder::NOBODY.0;
+        // First: a task that is there is listed.
+        let listed = (task.kind.clone(), shard(&task.id), task.id.clone(), ttl_s(LISTED_MS));
+        call.write(vec![Write::new(&call.statements().list_task, listed, 0)]).await?;
         let values = (&task.kind, &task.id, time(task.made_at), &task.progress, task.finished, nobody, ttl_s(KEPT_MS));
         call.decide(&call.statements().make_task, &values).await.map(drop)
     }
@@ -32,8 +48,17 @@ impl TaskStore for Cql {
 
     async fn list(&self, kind: &str, limit: usize) -> Result<Vec<Task>, StoreError> {
         let call = self.call("list_tasks")?;
-        let rows = call.read(&call.statements().tasks, (kind, limit.clamp(1, LISTED) as i32)).await?;
-        call.rows(&rows, |row: Row| Ok(row.task()))
+        let limit = limit.clamp(1, LISTED);
+        let of_shard = async |shard: i8| {
+            let rows = call.read(&call.statements().tasks_listed, (kind, shard, limit as i32)).await?;
+            call.rows(&rows, |(id,): (String,)| Ok(id))
+        };
+        let shards = call.each((0..SHARDS as i8).map(of_shard).collect()).await?;
+        let mut ids: Vec<_> = shards.into_iter().flatten().collect();
+        ids.sort_unstable_by(|one, other| other.cmp(one));
+        ids.truncate(limit);
+        let found = call.each(ids.iter().map(async |id| find(&call, kind, id).await).collect()).await?;
+        Ok(found.into_iter().flatten().map(Row::task).collect())
     }
 
     async fn take(&self, kind: &str, id: &str, lease: Lease) -> Result<Option<Task>, StoreError> {

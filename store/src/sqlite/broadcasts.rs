@@ -1,14 +1,16 @@
 //! Broadcasts and their tallies.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::{BroadcastId, BusinessId, Timestamp};
+use eshaar_model::{BroadcastId, BusinessId, RecipientsId, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
 
 use super::columns::{bytes, identity, integer, text, timestamp, unsigned};
 use super::{Operation, Sqlite};
 use crate::broadcasts::KEPT_MS;
-use crate::{BroadcastRow, BroadcastStore, Counts, StoreError, Tally};
+use crate::{BroadcastRow, BroadcastStore, Counts, OpenBroadcast, StoreError, Tally};
 
 /// Most broadcasts of a list.
 const LISTED: usize = 1_000;
@@ -32,28 +34,43 @@ impl BroadcastStore for Sqlite {
         .await
     }
 
-    async fn open(&self, row: BroadcastRow) -> Result<(), StoreError> {
+    async fn open(&self, row: BroadcastRow, list: RecipientsId) -> Result<(), StoreError> {
         self.write(Operation::durable("open_broadcast"), 1, move |tables| {
             insert(&tables.db, &row)?;
             tables
                 .db
-                .prepare_cached("UPDATE broadcast SET state = 1 WHERE id = ?1 AND state = 0")?
-                .execute([row.id.as_bytes()])
+                .prepare_cached("UPDATE broadcast SET state = 1, list = ?2 WHERE id = ?1 AND state = 0")?
+                .execute([row.id.as_bytes(), list.as_bytes()])
                 .map(drop)
         })
         .await
     }
 
-    async fn opened(&self, limit: usize) -> Result<Vec<BroadcastId>, StoreError> {
+    async fn opened(&self, each: usize) -> Result<Vec<OpenBroadcast>, StoreError> {
         self.query(Operation::new("open_broadcasts"), move |db| {
-            db.prepare_cached("SELECT id FROM broadcast WHERE state = 1 ORDER BY id LIMIT ?1")?
-                .query_map([limit as i64], |row| identity(row, 0, BroadcastId::from_bytes))?
+            db.prepare_cached(
+                "SELECT business, id FROM (SELECT business, id, row_number() OVER (PARTITION BY business ORDER BY id) AS
+                     place FROM broadcast WHERE state = 1) WHERE place <= ?1 ORDER BY id",
+            )?
+            .query_map([each as i64], |row| {
+                Ok(OpenBroadcast { business: text(row, 0)?, id: identity(row, 1, BroadcastId::from_bytes)? })
+            })?
+            .collect()
+        })
+        .await
+    }
+
+    async fn lists_in_use(&self) -> Result<HashSet<RecipientsId>, StoreError> {
+        self.query(Operation::new("lists_in_use"), move |db| {
+            db.prepare_cached("SELECT DISTINCT list FROM broadcast WHERE state = 1 AND list IS NOT NULL")?
+                .query_map([], |row| identity(row, 0, RecipientsId::from_bytes))?
                 .collect()
         })
         .await
     }
 
-    async fn close(&self, id: BroadcastId) -> Result<(), StoreError> {
+    async fn close(&self, open: &OpenBroadcast) -> Result<(), StoreError> {
+        let id = open.id;
         self.write(Operation::new("close_broadcast"), 1, move |tables| {
             tables
                 .db

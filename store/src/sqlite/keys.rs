@@ -40,6 +40,14 @@ impl KeyStore for Sqlite {
         self.query(Operation::new("list_keys"), move |db| list(db, business.as_ref())).await
     }
 
+    async fn has_business(&self, business: &BusinessId) -> Result<bool, StoreError> {
+        let business = business.clone();
+        self.query(Operation::new("has_business"), move |db| {
+            db.prepare_cached("SELECT 1 FROM api_key WHERE business = ?1 LIMIT 1")?.exists([business.as_str()])
+        })
+        .await
+    }
+
     async fn revoke(&self, id: &str, at: Timestamp) -> Result<bool, StoreError> {
         let id = id.to_owned();
         self.write(Operation::durable("revoke_key"), 1, move |tables| {

@@ -15,7 +15,7 @@ const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
 const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9];
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9, VERSION_10];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -222,6 +222,11 @@ ALTER TABLE message_body ADD COLUMN may_repeat INTEGER NOT NULL DEFAULT 0;
 const VERSION_9: &str = "
 -- How often a message was retried; null: never.
 ALTER TABLE message ADD COLUMN retries INTEGER;
+";
+
+const VERSION_10: &str = "
+-- The list of recipients of a broadcast that is to be sent: it stays for as long.
+ALTER TABLE broadcast ADD COLUMN list BLOB;
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.

@@ -9,6 +9,7 @@ mod keys;
 mod limits;
 mod outage;
 mod properties;
+mod queues;
 mod races;
 mod setup;
 

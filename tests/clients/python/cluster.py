@@ -87,7 +87,8 @@ class Cluster:
 
     def __init__(self, data_dir: Path, *settings: str) -> None:
         self.data_dir = data_dir
-        self.settings = settings
+        # As for `Server`.
+        self.settings = ("limits.key_per_s=0", *settings)
         self.name = f"t{secrets.token_hex(4)}"
         self.prefix = f"{self.name}."
         data_dir.mkdir()

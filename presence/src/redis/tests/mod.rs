@@ -124,7 +124,7 @@ async fn two_processes_share_limits_and_each_counts_alone_while_redis_is_killed(
 
     let mut server = server::Server::start(&[]);
     let clock = eshaar_model::Clock::system();
-    let options = limits::Options { user: "100/min".parse().unwrap(), whole: None, bulk_percent: 80 };
+    let options = limits::Options { whole: None, ..limits::Options::default() };
     let mut limiters = Vec::new();
     for _ in 0..2 {
         let presence = RedisPresence::connect(server.options()).await.unwrap();
