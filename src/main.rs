@@ -6,6 +6,8 @@ mod commands;
 mod config;
 mod engines;
 mod first_start;
+mod invocation;
+mod output;
 mod roles;
 
 use std::process::ExitCode;
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::output::{OutputError, noteln};
 use crate::roles::Role;
 
 fn main() -> ExitCode {
@@ -25,7 +28,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_output_closed(&error) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
@@ -50,18 +53,18 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Topics(command) => commands::topics::run(&cli.settings, command).await,
         Command::Store(command) => commands::store::run(&cli.settings, &command).await,
         Command::DeadLetters(command) => commands::dead_letters::run(&cli.settings, command).await,
-        Command::Console => commands::console::run(&cli.settings),
+        Command::Console(arguments) => commands::console::run(&cli.settings, &arguments),
         Command::Check(arguments) => commands::check::run(&cli.settings, &arguments).await,
+        Command::Completions(arguments) => commands::completions::run(&arguments),
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the command's own word to whoever called it")]
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("eshaar: {error:#}");
+    noteln!("eshaar: {error:#}");
     ExitCode::FAILURE
 }
 
-/// Whether the reader of our output has had enough, as in `eshaar topics tail … | head`: no failure.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+/// Returns true if the reader of standard output has closed its end, as in `eshaar topics tail … | head`: no failure.
+fn is_output_closed(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed))
 }

@@ -9,6 +9,7 @@ use super::OperatorArguments;
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
     /// List dead letters, newest first.
+    #[command(after_help = "Example:\n  eshaar dead-letters list --stage route --from 2026-01-31T00:00:00Z")]
     List {
         /// The server and the caller.
         #[command(flatten)]
@@ -24,6 +25,7 @@ pub enum DeadLettersCommand {
         limit: usize,
     },
     /// Show a dead letter with its content, decoded. That it was looked at is written to the audit log.
+    #[command(after_help = "Example:\n  eshaar dead-letters show 019a0000-0000-7000-8000-000000000000")]
     Show {
         /// The server and the caller.
         #[command(flatten)]
@@ -32,8 +34,10 @@ pub enum DeadLettersCommand {
         id: String,
     },
     /// Send records again to the topic that they were read from, some a second, in the background.
+    #[command(after_help = "Example:\n  eshaar dead-letters redrive --all --stage route --wait")]
     Redrive(LetterSelection),
     /// Give records up for good.
+    #[command(after_help = "Example:\n  eshaar dead-letters discard 019a0000-0000-7000-8000-000000000000")]
     Discard(LetterSelection),
 }
 

@@ -39,23 +39,31 @@ pub struct Settings {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run everything in one process; on embedded engines, unless the configuration names others.
+    #[command(after_help = "Examples:\n  eshaar serve\n  eshaar serve --listen 127.0.0.1:8090 --data-dir /var/lib/eshaar")]
     Serve(RoleArguments),
     /// Run the HTTP API alone (needs engines = "distributed").
+    #[command(after_help = "Examples:\n  eshaar ingest --listen 127.0.0.1:8081 --config /etc/eshaar/eshaar.toml")]
     Ingest(RoleArguments),
     /// Run the stages alone (needs engines = "distributed").
+    #[command(after_help = "Examples:\n  eshaar processors --listen 127.0.0.1:8082\n  eshaar processors --stage route --stage archive")]
     Processors(ProcessorsArguments),
     /// Run the WebSocket gateway alone (needs engines = "distributed").
+    #[command(after_help = "Examples:\n  eshaar gateway --listen 127.0.0.1:8083 --set gateway.slot=0")]
     Gateway(RoleArguments),
     /// Send a message, or a file of messages.
+    #[command(after_help = "Examples:\n  eshaar send --to +966501234567 \"Your card was used.\"\n  eshaar send --to +966501234567 --at 2026-01-31T12:00:00+03:00 --ttl 3600 \"See you.\"\n  eshaar send --file messages.ndjson.gz")]
     Send(SendArguments),
     /// Receive messages as a phone, live, and acknowledge them.
+    #[command(after_help = "Examples:\n  eshaar listen --phone +966501234567\n  eshaar listen --phone +966501234567 --from start --json | jq .content")]
     Listen(ListenArguments),
     /// Talk in the terminal, as a phone or a business: each line is a message.
+    #[command(after_help = "Examples:\n  eshaar chat --as +966501234567 --with demo\n  eshaar chat --as acme --with +966501234567 --token \"$KEY\"")]
     Chat(ChatArguments),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Make a token for a mobile user.
+    #[command(after_help = "Examples:\n  eshaar token --phone +966501234567\n  eshaar token --phone +966501234567 --ttl 60 --json")]
     Token(TokenArguments),
     /// Look at the topics of the log, and make them.
     #[command(subcommand)]
@@ -67,9 +75,14 @@ pub enum Command {
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
     /// Print a link that opens the console in a browser, for an hour.
-    Console,
+    #[command(after_help = "Examples:\n  eshaar console\n  eshaar console --url https://eshaar.example.com")]
+    Console(ConsoleArguments),
     /// Check the configuration and every engine: what would be done, what is wrong, and what to do about it.
+    #[command(after_help = "Examples:\n  eshaar check\n  eshaar check --defaults >eshaar.toml\n  eshaar check --json")]
     Check(CheckArguments),
+    /// Print a script that completes commands and flags in a shell.
+    #[command(after_help = "Examples:\n  eshaar completions bash >/etc/bash_completion.d/eshaar\n  eshaar completions zsh >~/.zfunc/_eshaar")]
+    Completions(CompletionsArguments),
 }
 
 /// `eshaar serve`, `eshaar ingest`, `eshaar gateway`
@@ -121,6 +134,8 @@ pub enum StageArgument {
     Webhooks,
     #[value(name = "dead_letter", alias = "dead-letter")]
     DeadLetter,
+    Broadcast,
+    Schedule,
     Housekeeping,
 }
 
@@ -134,17 +149,30 @@ impl StageArgument {
             Self::Notify => "notify",
             Self::Webhooks => "webhooks",
             Self::DeadLetter => "dead_letter",
+            Self::Broadcast => "broadcast",
+            Self::Schedule => "schedule",
             Self::Housekeeping => "housekeeping",
         }
     }
+}
+
+/// Where the server is.
+#[derive(Debug, Args)]
+pub struct Endpoint {
+    /// The server, http:// or https://. One on this machine is called directly, whatever HTTP_PROXY says.
+    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Certificates of authorities that are trusted besides the system's, PEM.
+    #[arg(long, env = "ESHAAR_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Where the server is and who is calling.
 #[derive(Debug, Args)]
 pub struct ServerArguments {
     /// The server.
-    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
     /// API key. Default: the demo business's, from the data directory.
     #[arg(long, env = "ESHAAR_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -184,6 +212,13 @@ pub struct SendArguments {
     /// With --file: print the result of every line, not only of those refused.
     #[arg(long, requires = "file")]
     pub verbose: bool,
+    /// With --file: write refused lines to this file, to be corrected and sent. Default: the file's name with `.refused`
+    /// behind it.
+    #[arg(long, requires = "file", value_name = "FILE")]
+    pub refused: Option<PathBuf>,
+    /// Print JSON: the answer of the server, an object a line.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A priority on the command line.
@@ -210,8 +245,8 @@ impl PriorityArgument {
 #[derive(Debug, Args)]
 pub struct ListenArguments {
     /// The server.
-    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
     /// The phone to be, with a token made from the data directory's secret.
     #[arg(long, required_unless_present = "token", value_parser = Phone::parse_valid)]
     pub phone: Option<Phone>,
@@ -239,8 +274,8 @@ pub struct ListenArguments {
 #[derive(Debug, Args)]
 pub struct ChatArguments {
     /// The server.
-    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
     /// Who you are: a phone, with a token made from the data directory's secret, or a business, by its API key.
     #[arg(long = "as", value_name = "PHONE OR BUSINESS", value_parser = Principal::parse_valid)]
     pub who: Principal,
@@ -254,6 +289,9 @@ pub struct ChatArguments {
     /// Messages of before that are shown.
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub last: u32,
+    /// Print each frame as it comes, as JSON. Lines of standard input are still messages.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where to begin.
@@ -268,6 +306,7 @@ pub enum FromArgument {
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Make a key; it is shown once.
+    #[command(after_help = "Examples:\n  eshaar keys create --business acme --permission messages:send --rate 1000/s\n  eshaar keys create --business operators --permission admin")]
     Create {
         /// Whose it is.
         #[arg(long)]
@@ -285,17 +324,28 @@ pub enum KeysCommand {
         /// Most messages that may be sent with it, e.g. 100/min; s, min, h or d. Default: as many as the service takes.
         #[arg(long, value_name = "RATE")]
         rate: Option<Rate>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// List keys, without their secrets.
+    #[command(after_help = "Examples:\n  eshaar keys list --business acme\n  eshaar keys list --json")]
     List {
         /// Of this business only.
         #[arg(long)]
         business: Option<BusinessId>,
+        /// Print JSON, an object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Revoke a key.
+    #[command(after_help = "Example:\n  eshaar keys revoke L0bKg2Vd")]
     Revoke {
         /// Its public id, as `list` shows it.
         id: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -308,27 +358,65 @@ pub struct TokenArguments {
     /// How long the token is valid, in seconds.
     #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
     pub ttl: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `eshaar console`
+#[derive(Debug, Args)]
+pub struct ConsoleArguments {
+    /// The server as the browser reaches it. Default: the address of `listen`.
+    #[arg(long, env = "ESHAAR_URL")]
+    pub url: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `eshaar completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArguments {
+    /// The shell.
+    pub shell: clap_complete::Shell,
 }
 
 /// `eshaar topics …`
 #[derive(Debug, Subcommand)]
 pub enum TopicsCommand {
     /// List the topics: partitions, retention, and what is in them.
-    List,
+    #[command(after_help = "Examples:\n  eshaar topics list\n  eshaar topics list --json")]
+    List {
+        /// Print JSON, an object a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the records of a topic, decoded, and go on as they come.
+    #[command(after_help = "Examples:\n  eshaar topics tail messages.accepted --from-start\n  eshaar topics tail message.status --json --count 10")]
     Tail(TailArguments),
     /// Append records as they are, for repair. An embedded log must not be in use by a server.
+    #[command(after_help = "Example:\n  eshaar topics append message.status --key 019a0000-0000-7000-8000-000000000000 --file record.avro")]
     Append(AppendArguments),
     /// Make what the catalogue lists in Kafka and in the schema registry, where it is not there yet. May be repeated; nothing
     /// is ever taken away.
-    Apply,
+    #[command(after_help = "Example:\n  eshaar topics apply")]
+    Apply {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `eshaar store …`
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
     /// Bring the tables to this version. May be repeated, and be run by several at once.
-    Apply,
+    #[command(after_help = "Example:\n  eshaar store apply")]
+    Apply {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `eshaar topics tail`
@@ -377,8 +465,8 @@ pub struct AppendArguments {
 #[derive(Debug, Args)]
 pub struct OperatorArguments {
     /// The server.
-    #[arg(long, env = "ESHAAR_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
     /// API key with the permission admin. Default: the operators' key, from the data directory.
     #[arg(long, env = "ESHAAR_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -393,6 +481,9 @@ pub struct CheckArguments {
     /// Print the commented default configuration and end.
     #[arg(long)]
     pub defaults: bool,
+    /// Print JSON, an object a line.
+    #[arg(long, conflicts_with = "defaults")]
+    pub json: bool,
 }
 
 fn parse_setting(text: &str) -> Result<(String, String), String> {

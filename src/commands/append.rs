@@ -1,7 +1,7 @@
 //! `eshaar topics append`: puts records into a topic as they are, for repair and for tests of what becomes of them. An
 //! embedded log has one writer: the server must be stopped.
 
-use std::io::{Read as _, Write as _, stdout};
+use std::io::Read as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -16,6 +16,7 @@ use super::keys;
 use crate::cli::AppendArguments;
 use crate::config::Config;
 use crate::engines::{self, Kind};
+use crate::output::outln;
 
 /// Most records that are appended at once.
 const BATCH: usize = 500;
@@ -53,7 +54,7 @@ pub async fn run(config: &Config, topic: Topic, arguments: &AppendArguments) -> 
     };
     for values in values.chunks(BATCH) {
         for position in log.append(values.iter().map(record).collect()).await? {
-            writeln!(stdout(), "{topic}[{}]@{}", position.partition, position.offset)?;
+            outln!("{topic}[{}]@{}", position.partition, position.offset)?;
         }
     }
     log.close().await;

@@ -1,29 +1,31 @@
 //! `eshaar check`: reads the configuration as a role would, tries every engine, and says what would be done, what would be in
 //! the way, and what to do about it.
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::Path;
 
 use eshaar_topics::Topic;
 
 use crate::cli::{CheckArguments, Settings};
+use crate::client;
 use crate::config::{self, Config};
 use crate::engines::{self, Kind};
 use crate::first_start;
+use crate::output::outln;
 
 /// Open files that a server of many connections needs.
 const OPEN_FILES: u64 = 16_384;
 
 pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<()> {
     if arguments.defaults {
-        print!("{}", config::DEFAULTS);
-        return Ok(());
+        return Ok(outln!("{}", config::DEFAULTS.trim_end())?);
     }
     let config = config::load(settings)?;
-    println!("configuration  well formed");
     let mut findings = vec![
-        ("listen", address("listen", &config.listen)),
-        ("internal_listen", address("internal_listen", &config.internal_listen)),
+        ("configuration", Ok("well formed".to_owned())),
+        ("listen", address("listen", &config.listen).await),
+        ("internal_listen", address("internal_listen", &config.internal_listen).await),
         ("http", http(&config)),
         ("data", data_dir(&config)),
         ("secrets", secrets(&config)),
@@ -35,13 +37,16 @@ pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Res
         findings.extend(Box::pin(engines::findings(&config)).await);
     }
     let mut wrong = 0;
-    for (what, finding) in findings {
-        match finding {
-            Ok(fine) => println!("{what:<14} {fine}"),
-            Err(problem) => {
-                wrong += 1;
-                println!("{what:<14} WRONG: {problem}");
-            }
+    for (name, finding) in findings {
+        wrong += usize::from(finding.is_err());
+        let (is_ok, text) = match &finding {
+            Ok(text) => (true, text),
+            Err(text) => (false, text),
+        };
+        if arguments.json {
+            outln!("{}", serde_json::json!({ "name": name, "ok": is_ok, "message": text }))?;
+        } else {
+            outln!("{name:<14} {}{text}", if is_ok { "" } else { "WRONG: " })?;
         }
     }
     anyhow::ensure!(wrong == 0, "{wrong} of these would be in the way");
@@ -50,12 +55,15 @@ pub async fn run(settings: &Settings, arguments: &CheckArguments) -> anyhow::Res
 
 type Finding = Result<String, String>;
 
-fn address(option: &str, address: &str) -> Finding {
+async fn address(option: &str, address: &str) -> Finding {
     if address.is_empty() && option == "internal_listen" {
         return Ok("unset: `listen` answers operators too".to_owned());
     }
     match TcpListener::bind(address) {
         Ok(_) => Ok(format!("would listen on {address}")),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && client::is_served_by_eshaar(address).await => {
+            Ok(format!("{address} is in use by eshaar, which runs already"))
+        }
         Err(error) => Err(format!(
             "cannot listen on {address}: {error}. Choose another with --{}, or stop what has it",
             if option == "listen" { "listen" } else { "set internal_listen=ADDRESS" }

@@ -3,15 +3,29 @@
 use anyhow::Context as _;
 use eshaar_model::{Clock, Timestamp};
 
-use crate::cli::Settings;
+use crate::cli::{ConsoleArguments, Settings};
 use crate::config::{self, Config};
 use crate::first_start::CONSOLE_SECRET_FILE;
+use crate::output::outln;
 
-pub fn run(settings: &Settings) -> anyhow::Result<()> {
+pub fn run(settings: &Settings, arguments: &ConsoleArguments) -> anyhow::Result<()> {
     let config = config::load(settings)?;
     let address = if config.internal_listen.is_empty() { &config.listen } else { &config.internal_listen };
-    println!("http://{address}{}", link(&config, Clock::system().now())?);
+    let server = arguments.url.clone().unwrap_or_else(|| url_of(address));
+    let url = format!("{}{}", server.trim_end_matches('/'), link(&config, Clock::system().now())?);
+    if arguments.json { outln!("{}", serde_json::json!({ "url": url }))? } else { outln!("{url}")? }
     Ok(())
+}
+
+/// The URL at which this machine reaches a listener.
+pub fn url_of(listen: &str) -> String {
+    let (host, port) = listen.rsplit_once(':').unwrap_or((listen, "80"));
+    let host = match host {
+        "0.0.0.0" | "" => "127.0.0.1",
+        "[::]" => "[::1]",
+        host => host,
+    };
+    format!("http://{host}:{port}")
 }
 
 /// The path of a link that opens one session, within an hour of `now`.

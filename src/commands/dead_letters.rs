@@ -1,11 +1,11 @@
 //! `eshaar dead-letters`: what stages gave up on, over the HTTP API.
 
-use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::cli::{DeadLettersCommand, LetterFilter, LetterSelection, OperatorArguments, Settings};
+use crate::output::{outln, printable};
 use crate::{client, config};
 
 /// How long a request may take.
@@ -46,7 +46,8 @@ struct Api {
 impl Api {
     fn new(arguments: &OperatorArguments, settings: &Settings) -> anyhow::Result<Self> {
         let key = client::operator_key(arguments, || config::data_dir(settings))?;
-        Ok(Self { http: reqwest::Client::new(), url: arguments.url.clone(), key, json: arguments.json })
+        let http = client::http(&arguments.endpoint)?;
+        Ok(Self { http, url: arguments.endpoint.url.clone(), key, json: arguments.json })
     }
 
     async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Value> {
@@ -73,9 +74,9 @@ async fn list(api: &Api, mut query: Vec<(&'static str, String)>, limit: usize) -
         let page = api.get("", &query).await?;
         for letter in page["dead_letters"].as_array().into_iter().flatten() {
             if api.json {
-                writeln!(stdout(), "{letter}")?;
+                outln!("{letter}")?;
             } else {
-                writeln!(stdout(), "{}", line(letter))?;
+                outln!("{}", line(letter))?;
             }
             left = left.saturating_sub(1);
         }
@@ -112,24 +113,24 @@ async fn show(api: &Api, id: &str) -> anyhow::Result<()> {
     anyhow::ensure!(!id.is_empty(), "this is not the id of a dead letter");
     let letter = api.get(&format!("/{id}"), &[]).await?;
     if api.json {
-        writeln!(stdout(), "{letter}")?;
+        outln!("{letter}")?;
         return Ok(());
     }
-    writeln!(stdout(), "{}", line(&letter))?;
+    outln!("{}", line(&letter))?;
     for field in ["reason", "event_id", "correlation_id", "settled_at", "settled_by", "key"] {
         if let Some(value) = letter[field].as_str() {
-            writeln!(stdout(), "    {field}: {value}")?;
+            outln!("    {field}: {}", printable(value))?;
         }
     }
     for (name, value) in letter["headers"].as_object().into_iter().flatten() {
-        writeln!(stdout(), "    {name}: {}", value.as_str().unwrap_or_default())?;
+        outln!("    {}: {}", printable(name), printable(value.as_str().unwrap_or_default()))?;
     }
     match (&letter["payload"], letter["payload_base64"].as_str()) {
         (Value::Null, Some(base64)) => {
             let error = letter["payload_error"].as_str().unwrap_or_default();
-            writeln!(stdout(), "cannot be decoded: {error}; {} B in base64:\n{base64}", letter["size_bytes"])?;
+            outln!("cannot be decoded: {error}; {} B in base64:\n{base64}", letter["size_bytes"])?;
         }
-        (payload, _) => writeln!(stdout(), "{}", serde_json::to_string_pretty(payload)?)?,
+        (payload, _) => outln!("{}", serde_json::to_string_pretty(payload)?)?,
     }
     Ok(())
 }
@@ -145,7 +146,7 @@ async fn act(api: &Api, action: &str, selection: &LetterSelection) -> anyhow::Re
     let mut answer = api.post(&format!("/{action}"), &body).await?;
     for refused in answer["refused"].as_array().into_iter().flatten().filter(|_| !api.json) {
         let text = |field: &str| refused[field].as_str().unwrap_or_default();
-        writeln!(stdout(), "{}  refused: {} ({})", text("id"), text("detail"), text("code"))?;
+        outln!("{}  refused: {} ({})", text("id"), text("detail"), text("code"))?;
     }
     if selection.wait {
         let path = format!("/tasks/{}", answer["task"]["id"].as_str().unwrap_or_default());
@@ -155,14 +156,12 @@ async fn act(api: &Api, action: &str, selection: &LetterSelection) -> anyhow::Re
         }
     }
     if api.json {
-        writeln!(stdout(), "{answer}")?;
+        outln!("{answer}")?;
         return Ok(());
     }
     let task = &answer["task"];
     let state = if task["finished"] == true { "finished" } else { "under way" };
-    writeln!(
-        stdout(),
-        "{} {action} {state}: {} done, {} refused, {} passed over",
+    outln!("{} {action} {state}: {} done, {} refused, {} passed over",
         task["id"].as_str().unwrap_or_default(),
         task["done"],
         task["refused"],

@@ -1,6 +1,5 @@
 //! `eshaar listen`: a phone in the terminal.
 
-use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -11,6 +10,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::cli::{FromArgument, ListenArguments, Settings};
 use crate::commands::token;
+use crate::output::{OutputError, noteln, outln, printable};
 use crate::{client, config};
 
 /// What comes from the server, as far as a terminal shows it.
@@ -67,26 +67,16 @@ pub async fn run(settings: &Settings, arguments: &ListenArguments) -> anyhow::Re
     };
     let after = arguments.after.map(|cursor| cursor.to_string());
     let mut listener = Listener { arguments, token, after, left: arguments.count.unwrap_or(u64::MAX) };
-    let mut backoff = Duration::from_millis(250);
     loop {
-        let wait = match client::connect(&arguments.url, &listener.token).await {
-            Ok(socket) => {
-                backoff = Duration::from_millis(250);
-                match listener.listen(socket).await? {
-                    Ended::Enough => return Ok(()),
-                    Ended::Final(reason) => bail!("the server closed the session for good: {reason}"),
-                    Ended::Reconnect(wait) => wait,
-                }
+        let socket = client::connect(&arguments.endpoint, &listener.token).await?;
+        match listener.listen(socket).await? {
+            Ended::Enough => return Ok(()),
+            Ended::Final(reason) => bail!("the server closed the session for good: {reason}"),
+            Ended::Reconnect(wait) => {
+                noteln!("the connection ended; connecting again");
+                tokio::time::sleep(wait).await;
             }
-            Err(error) if listener.after.is_none() && listener.left == arguments.count.unwrap_or(u64::MAX) => {
-                return Err(error.context(format!("cannot connect to {}", arguments.url)));
-            }
-            Err(_) => {
-                backoff = (backoff * 2).min(Duration::from_secs(15));
-                backoff.mul_f64(rand::random_range(0.5..1.0))
-            }
-        };
-        tokio::time::sleep(wait).await;
+        }
     }
 }
 
@@ -104,14 +94,14 @@ impl Listener<'_> {
             let Ok(frame) = frame else { break };
             let Frame::Text(text) = frame else { continue };
             if self.arguments.json {
-                writeln!(stdout(), "{text}")?;
+                outln!("{text}")?;
             }
             match serde_json::from_str(&text)? {
                 Received::Message { cursor: None, content, sent_at, .. } => {
-                    self.show(format_args!("{sent_at}  you: {content}"))?;
+                    self.show(format_args!("{sent_at}  you: {}", printable(&content)))?;
                 }
                 Received::Message { cursor: Some(cursor), from, content, sent_at } => {
-                    self.show(format_args!("{sent_at}  {from}: {content}"))?;
+                    self.show(format_args!("{sent_at}  {from}: {}", printable(&content)))?;
                     if !self.arguments.no_ack {
                         socket.send(Frame::text(json!({"op": "ack", "cursor": cursor}).to_string())).await?;
                     }
@@ -138,7 +128,7 @@ impl Listener<'_> {
         Ok(Ended::Reconnect(wait))
     }
 
-    fn show(&self, line: std::fmt::Arguments<'_>) -> std::io::Result<()> {
-        if self.arguments.json { Ok(()) } else { writeln!(stdout(), "{line}") }
+    fn show(&self, line: std::fmt::Arguments<'_>) -> Result<(), OutputError> {
+        if self.arguments.json { Ok(()) } else { outln!("{line}") }
     }
 }

@@ -1,9 +1,9 @@
 //! One file a command. They print to people; nothing else in eshaar does.
-#![allow(clippy::print_stdout, reason = "printing is what these commands are for")]
 
 pub mod append;
 pub mod chat;
 pub mod check;
+pub mod completions;
 pub mod console;
 pub mod dead_letters;
 pub mod keys;

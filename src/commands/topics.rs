@@ -1,7 +1,6 @@
 //! `eshaar topics`: what is in the log. An embedded one is read from its file beside a running server.
 
 use std::collections::BTreeMap;
-use std::io::{Write as _, stdout};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use super::append;
 use crate::cli::{Settings, TailArguments, TopicsCommand};
 use crate::config::{self, Config};
 use crate::engines::{self, Kind};
+use crate::output::{outln, printable};
 
 /// How often a tail looks for more.
 const POLL: Duration = Duration::from_millis(200);
@@ -28,17 +28,17 @@ const PAGE: usize = 500;
 pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<()> {
     let config = config::load(settings)?;
     match command {
-        TopicsCommand::List => list(&config).await,
+        TopicsCommand::List { json } => list(&config, json).await,
         TopicsCommand::Tail(arguments) => tail(&config, &arguments).await,
         TopicsCommand::Append(arguments) => {
             append::run(&config, topic_named(&config, &arguments.topic)?, &arguments).await
         }
-        TopicsCommand::Apply if config.engines == Kind::Distributed => {
-            writeln!(stdout(), "{}", engines::apply_topics(&config).await?)?;
-            Ok(())
-        }
-        TopicsCommand::Apply => {
-            writeln!(stdout(), "nothing to do: the embedded log has every topic")?;
+        TopicsCommand::Apply { json } => {
+            let done = match config.engines {
+                Kind::Distributed => engines::apply_topics(&config).await?,
+                Kind::Embedded => "nothing to do: the embedded log has every topic".to_owned(),
+            };
+            if json { outln!("{}", serde_json::json!({ "done": done }))? } else { outln!("{done}")? }
             Ok(())
         }
     }
@@ -114,31 +114,37 @@ impl Source {
     }
 }
 
-async fn list(config: &Config) -> anyhow::Result<()> {
+async fn list(config: &Config, json: bool) -> anyhow::Result<()> {
     // Without a log there is still the list.
     let source = match config.engines {
         Kind::Embedded => Source::open(config).await.ok(),
         Kind::Distributed => Some(Source::open(config).await?),
     };
-    writeln!(
-        stdout(),
-        "{:<20} {:>10} {:>6} {:>12}  {:<13} from → to",
-        "topic",
-        "partitions",
-        "kept",
-        "records",
-        "value"
-    )?;
+    if !json {
+        let names = ["topic", "partitions", "kept", "records", "value"];
+        outln!("{:<20} {:>10} {:>6} {:>12}  {:<13} from → to", names[0], names[1], names[2], names[3], names[4])?;
+    }
     for topic in Topic::ALL {
         let spec = topic.spec();
         let records = match &source {
-            Some(source) if source.shows(topic) => held(config, source, topic).await?.to_string(),
-            _ => "–".to_owned(),
+            Some(source) if source.shows(topic) => Some(held(config, source, topic).await?),
+            _ => None,
         };
+        if json {
+            let described = serde_json::json!({
+                "topic": spec.name,
+                "partitions": engines::partitions(config, topic),
+                "retention_ms": spec.kept_ms,
+                "records": records,
+                "value": spec.value.to_string(),
+                "flow": spec.flow.to_string(),
+            });
+            outln!("{described}")?;
+            continue;
+        }
+        let records = records.map_or_else(|| "–".to_owned(), |records| records.to_string());
         let kept = format!("{} h", spec.kept_ms / 3_600_000);
-        writeln!(
-            stdout(),
-            "{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
+        outln!("{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
             spec.name,
             engines::partitions(config, topic),
             spec.value,
@@ -212,20 +218,19 @@ async fn print(codecs: &Codecs, record: &Record, arguments: &TailArguments) -> a
         .collect();
     let (position, key) = (record.position, String::from_utf8_lossy(&record.key));
     if !arguments.json {
-        writeln!(
-            stdout(),
-            "{}[{}]@{}  {}  key {key}",
+        outln!("{}[{}]@{}  {}  key {}",
             position.topic,
             position.partition,
             position.offset,
-            record.timestamp
+            record.timestamp,
+            printable(&key),
         )?;
         for (name, value) in headers {
-            writeln!(stdout(), "    {name}: {value}")?;
+            outln!("    {}: {}", printable(&name), printable(&value))?;
         }
         match value {
-            Ok(value) => writeln!(stdout(), "    {value}\n")?,
-            Err(error) => writeln!(stdout(), "    cannot be decoded: {error}\n")?,
+            Ok(value) => outln!("    {value}\n")?,
+            Err(error) => outln!("    cannot be decoded: {error}\n")?,
         }
         return Ok(());
     }
@@ -244,7 +249,7 @@ async fn print(codecs: &Codecs, record: &Record, arguments: &TailArguments) -> a
     if arguments.raw {
         line["value_base64"] = STANDARD.encode(&record.value).into();
     }
-    writeln!(stdout(), "{line}")?;
+    outln!("{line}")?;
     Ok(())
 }
 

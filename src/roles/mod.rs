@@ -4,6 +4,8 @@ pub mod clock;
 mod conversations;
 mod http;
 
+use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ use crate::commands::console;
 use crate::config::{self, Config};
 use crate::engines::{Engines, Kind};
 use crate::first_start;
+use crate::invocation::{Invocation, url_flag};
+use crate::output::outln;
 
 /// A stop takes at most three of these (R6.6): sessions, then requests, then stages.
 const GRACE: Duration = Duration::from_secs(8);
@@ -134,9 +138,11 @@ pub async fn run(settings: &Settings, flags: &[(&str, toml::Value)], role: Role)
     });
     let http: Vec<_> = http.collect();
     if config.engines == Kind::Embedded {
-        welcome(&config, (address, operators_at), is_new, &console::link(&config, engines.clock.now())?);
+        let link = console::link(&config, engines.clock.now())?;
+        welcome(settings, &config, (address, operators_at), is_new, &link);
     }
-    info!(role = role.name(), %address, %operators_at, data_dir = %config.data_dir.display(), "serving");
+    let version = env!("CARGO_PKG_VERSION");
+    info!(role = role.name(), %address, %operators_at, data_dir = %config.data_dir.display(), version, "serving");
 
     told_to_stop.cancelled().await;
     if let Some(gateway) = gateway {
@@ -210,7 +216,7 @@ async fn start_gateway(
     engines: &Engines,
     cancelled: &Arc<Cancelled>,
     config: &Config,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     closed: CancellationToken,
 ) -> anyhow::Result<Gateway> {
     let deps = eshaar_gateway::Deps {
@@ -230,30 +236,41 @@ async fn start_gateway(
     Gateway::start(deps, options, closed).await.context("cannot start the gateway")
 }
 
-/// Says where to go.
-#[expect(clippy::print_stdout, reason = "the one thing a new user looks at")]
+/// Prints the places to go to next: links, and commands that run as they are printed.
 fn welcome(
+    settings: &Settings,
     config: &Config,
-    (address, operators_at): (std::net::SocketAddr, std::net::SocketAddr),
+    (address, operators_at): (SocketAddr, SocketAddr),
     is_new: bool,
     console_link: &str,
 ) {
     let data_dir = config.data_dir.display();
-    println!("eshaar is serving on http://{address}");
+    let url = console::url_of(&address.to_string());
+    let invocation = Invocation::current(settings);
+    let of_server = |command: &'static str, words: &[&'static str]| {
+        invocation.command(std::iter::once(command).chain(url_flag(&url)).chain(words.iter().copied()))
+    };
+    let mut text = format!("eshaar is serving on {url}\n");
     if is_new {
-        println!("  made for you in {data_dir}: secrets, a demo business with the API key in {data_dir}/demo-key, and");
-        println!("  an operator's key in {data_dir}/operator-key");
+        let _ = writeln!(
+            text,
+            "  made in {data_dir}: secrets, a demo business with the API key in {data_dir}/demo-key, and\n  an operator's key \
+             in {data_dir}/operator-key"
+        );
     }
-    println!(
-        "
-  in a page   http://{operators_at}{console_link}
-  a phone     eshaar listen --phone +966500000001
-  a message   eshaar send --to +966500000001 'Hello'
-  the API     http://{address}/docs
-  the topics  eshaar topics tail messages.accepted
-  schemas     http://{operators_at}/registry/subjects
-  health      http://{operators_at}/health/details
-
-Ctrl-C stops it; nothing accepted is lost."
-    );
+    let operators_url = console::url_of(&operators_at.to_string());
+    let rows = [
+        ("in a page", format!("{operators_url}{console_link}")),
+        ("a phone", of_server("listen", &["--phone", "+966500000001"])),
+        ("a message", of_server("send", &["--to", "+966500000001", "Hello"])),
+        ("the API", format!("{url}/docs")),
+        ("the topics", invocation.command(["topics", "tail", "messages.accepted"])),
+        ("schemas", format!("{operators_url}/registry/subjects")),
+        ("health", format!("{operators_url}/health/details")),
+    ];
+    for (name, place) in rows {
+        let _ = write!(text, "\n  {name:<11} {place}");
+    }
+    // A server whose output nobody reads serves all the same.
+    let _ = outln!("{text}\n\nCtrl-C stops it; nothing accepted is lost.");
 }

@@ -3,8 +3,6 @@
 //! What was not answered when a connection ended is sent again under its `ref` on the next one, so it is sent once.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt::Arguments;
-use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -18,6 +16,7 @@ use tokio_tungstenite::tungstenite::{Error as Broken, Message as Frame};
 use crate::cli::{ChatArguments, Settings};
 use crate::client::{self, Socket};
 use crate::commands::token;
+use crate::output::{OutputError, outln, printable};
 use crate::{config, first_start};
 
 /// The business whose key is made at the first start.
@@ -79,6 +78,24 @@ struct Unanswered {
     content: String,
 }
 
+/// A message of one's own.
+struct Own {
+    content: String,
+    /// Rank of the status that was shown last: a tick never goes back.
+    rank: u8,
+}
+
+/// The order of statuses. A status of the last rank ends the message's way.
+fn rank(status: &str) -> u8 {
+    match status {
+        "sent" => 1,
+        "delivered" => 2,
+        "read" => 3,
+        "failed" | "expired" | "cancelled" => 4,
+        _ => 0,
+    }
+}
+
 /// How a connection ended.
 enum Ended {
     Enough,
@@ -96,14 +113,15 @@ struct Chat<'a> {
     unanswered: VecDeque<Unanswered>,
     /// What was shown, by id: a hint may come twice.
     shown: HashSet<String>,
-    /// One's own messages, by id, and in their order.
-    own: HashMap<String, String>,
+    /// One's own messages by id, with the status that was shown last.
+    own: HashMap<String, Own>,
+    /// Ids of the messages that were shown, the oldest first.
     order: VecDeque<String>,
 }
 
 pub async fn run(settings: &Settings, arguments: &ChatArguments) -> anyhow::Result<()> {
     let credential = credential(settings, arguments).await?;
-    let http = reqwest::Client::new();
+    let http = client::http(&arguments.endpoint)?;
     let conversation = start(&http, arguments, &credential).await?;
     let mut chat = Chat {
         arguments,
@@ -117,20 +135,15 @@ pub async fn run(settings: &Settings, arguments: &ChatArguments) -> anyhow::Resu
         order: VecDeque::new(),
     };
     chat.show_history(&http).await?;
-    let mut backoff = Duration::from_millis(250);
     loop {
-        let wait = if let Ok(socket) = client::connect(&arguments.url, &chat.credential).await {
-            backoff = Duration::from_millis(250);
-            match chat.talk(socket).await {
-                Ok(Ended::Enough) => return Ok(()),
-                Ok(Ended::Reconnect(wait)) => wait,
-                Err(error) if error.is::<Broken>() => Duration::from_secs(1),
-                Err(error) => return Err(error),
-            }
-        } else {
-            backoff = (backoff * 2).min(Duration::from_secs(15));
-            backoff.mul_f64(rand::random_range(0.5..1.0))
+        let socket = client::connect(&arguments.endpoint, &chat.credential).await?;
+        let wait = match chat.talk(socket).await {
+            Ok(Ended::Enough) => return Ok(()),
+            Ok(Ended::Reconnect(wait)) => wait,
+            Err(error) if error.is::<Broken>() => Duration::from_secs(1),
+            Err(error) => return Err(error),
         };
+        chat.show(format_args!("  the connection ended; connecting again"))?;
         tokio::time::sleep(wait).await;
     }
 }
@@ -162,9 +175,9 @@ fn input() -> mpsc::Receiver<std::io::Result<String>> {
 
 /// The conversation of the two, and its id.
 async fn start(http: &reqwest::Client, arguments: &ChatArguments, credential: &str) -> anyhow::Result<String> {
-    let url = format!("{}/v1/conversations", arguments.url);
-    let request = http.post(url).bearer_auth(credential).json(&json!({ "with": arguments.with }));
-    let conversation: Value = client::checked(request.send().await, &arguments.url).await?.json().await?;
+    let url = format!("{}/v1/conversations", arguments.endpoint.url);
+    let request = || http.post(&url).bearer_auth(credential).json(&json!({ "with": arguments.with }));
+    let conversation: Value = client::persistently(&arguments.endpoint.url, request).await?.json().await?;
     let of = |field: &str| conversation[field].as_str().map(str::to_owned).context("the answer is no conversation");
     let us = match arguments.who {
         Principal::Phone(_) => of("phone")?,
@@ -179,9 +192,9 @@ impl Chat<'_> {
         if self.arguments.last == 0 {
             return Ok(());
         }
-        let url = format!("{}/v1/conversations/{}/messages", self.arguments.url, self.conversation);
-        let request = http.get(url).bearer_auth(&self.credential).query(&[("limit", self.arguments.last)]);
-        let page: Value = client::checked(request.send().await, &self.arguments.url).await?.json().await?;
+        let url = format!("{}/v1/conversations/{}/messages", self.arguments.endpoint.url, self.conversation);
+        let request = || http.get(&url).bearer_auth(&self.credential).query(&[("limit", self.arguments.last)]);
+        let page: Value = client::persistently(&self.arguments.endpoint.url, request).await?.json().await?;
         for message in page["messages"].as_array().into_iter().flatten() {
             let text = |field: &str| message[field].as_str().unwrap_or_default().to_owned();
             let (id, from, content) = (text("id"), text("from"), text("content"));
@@ -213,7 +226,7 @@ impl Chat<'_> {
                     }
                 },
                 frame = socket.next() => match frame {
-                    Some(Ok(Frame::Text(text))) => match serde_json::from_str(&text)? {
+                    Some(Ok(Frame::Text(text))) => match self.parse(&text)? {
                         Received::Bye { code, reason, .. } if code >= 4500 => bail!("the server closed the session: {reason}"),
                         Received::Bye { reconnect_after_ms, .. } => {
                             wait = Duration::from_millis(reconnect_after_ms.unwrap_or(1_000));
@@ -227,13 +240,25 @@ impl Chat<'_> {
         }
     }
 
+    fn parse(&self, text: &str) -> anyhow::Result<Received> {
+        if self.arguments.json {
+            outln!("{text}")?;
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Shows a line to people.
+    fn show(&self, line: std::fmt::Arguments<'_>) -> Result<(), OutputError> {
+        if self.arguments.json { Ok(()) } else { outln!("{line}") }
+    }
+
     fn frame(&self, Unanswered { r#ref, content }: &Unanswered) -> Value {
         json!({"op": "send", "ref": r#ref, "conversation_id": self.conversation, "content": content})
     }
 
     async fn take(&mut self, socket: &mut Socket, received: Received) -> anyhow::Result<()> {
         match received {
-            Received::Welcome { principal } => show(format_args!("connected as {principal}"))?,
+            Received::Welcome { principal } => self.show(format_args!("connected as {principal}"))?,
             Received::Message { id, cursor, from, conversation_id, content } => {
                 if conversation_id.as_deref() == Some(self.conversation.as_str()) {
                     self.show_message(&id, &from.to_string(), &content)?;
@@ -253,20 +278,25 @@ impl Chat<'_> {
                 }
             }
             Received::Status { id, status } => {
-                if let Some(content) = self.own.get(&id) {
-                    show(format_args!("  {status}: {content}"))?;
+                let new = rank(&status);
+                if let Some(own) = self.own.get_mut(&id)
+                    && own.rank < new
+                {
+                    own.rank = new;
+                    let line = format!("  {status}: {}", printable(&own.content));
+                    self.show(format_args!("{line}"))?;
                 }
             }
             Received::Conversation { conversation_id, change, by }
                 if conversation_id == self.conversation && change != "read" =>
             {
-                show(format_args!("  {by}: {}", change.replace('_', " ")))?;
+                self.show(format_args!("  {by}: {}", change.replace('_', " ")))?;
             }
             Received::Typing { conversation_id, from, on: true } if conversation_id == self.conversation => {
-                show(format_args!("  {from} types"))?;
+                self.show(format_args!("  {from} types"))?;
             }
             Received::Error { r#ref, code, detail, temporary } => {
-                show(format_args!("{detail} ({code})"))?;
+                self.show(format_args!("{detail} ({code})"))?;
                 if !temporary {
                     self.unanswered.retain(|unanswered| Some(&unanswered.r#ref) != r#ref.as_ref());
                 } else if let Some(unanswered) = self.unanswered.iter().find(|one| Some(&one.r#ref) == r#ref.as_ref()) {
@@ -280,13 +310,13 @@ impl Chat<'_> {
     }
 
     /// Shows a message, once.
-    fn show_message(&mut self, id: &str, from: &str, content: &str) -> std::io::Result<()> {
+    fn show_message(&mut self, id: &str, from: &str, content: &str) -> Result<(), OutputError> {
         if !self.shown.insert(id.to_owned()) {
             return Ok(());
         }
         let is_own = from == self.arguments.who.to_string();
         if is_own {
-            self.own.insert(id.to_owned(), content.to_owned());
+            self.own.insert(id.to_owned(), Own { content: content.to_owned(), rank: rank("sent") });
         }
         self.order.push_back(id.to_owned());
         if self.order.len() > TICKED
@@ -295,12 +325,8 @@ impl Chat<'_> {
             self.own.remove(&oldest);
             self.shown.remove(&oldest);
         }
-        show(format_args!("{}: {content}", if is_own { "you" } else { from }))
+        self.show(format_args!("{}: {}", if is_own { "you" } else { from }, printable(content)))
     }
-}
-
-fn show(line: Arguments<'_>) -> std::io::Result<()> {
-    writeln!(stdout(), "{line}")
 }
 
 async fn say(socket: &mut Socket, frame: &Value) -> anyhow::Result<()> {

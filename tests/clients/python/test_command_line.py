@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 
+import httpx
 import pytest
 
 from business import Business
 from phone import START, Phone, contents
-from server import Server, binary, environment
+from server import Server, binary, environment, free_port, new_phone
 
 
 async def eshaar(*arguments: object, **variables: str) -> tuple[int, str, str]:
@@ -93,6 +98,64 @@ async def test_a_configuration_that_cannot_be_used_is_an_error_that_names_the_ke
     assert code != 0 and setting.split("=")[0].rpartition(".")[2] in errors
 
 
+@pytest.mark.parametrize("value", ["hunter2", "[1, 2", "-1"])
+async def test_no_error_of_the_configuration_shows_a_value_or_a_line_of_the_file(tmp_path, value: str):
+    file = tmp_path / "eshaar.toml"
+    for text in ('[scylla]\npassword = "hunter2\nport = 1\n', '[redis]\npassword = ["hunter2"]\n', "[kafka]\nepoch = 'hunter2'\n"):
+        file.write_text(text)
+        code, output, errors = await eshaar("check", "--config", file, "--data-dir", tmp_path)
+        assert code != 0 and "hunter2" not in output + errors and str(file) in errors, errors
+    code, output, errors = await eshaar("check", "--data-dir", tmp_path, ESHAAR_KAFKA__EPOCH=value)
+    assert code != 0 and value not in output + errors and "kafka.epoch" in errors and "ESHAAR_KAFKA__EPOCH" in errors
+
+
+async def test_text_from_the_environment_is_taken_as_it_is(tmp_path):
+    for text in ("407408718192", ' a "quoted" name ', "true", "[a"):
+        code, output, errors = await eshaar("check", "--data-dir", tmp_path, ESHAAR_TOPIC_PREFIX=text)
+        assert code == 0 and f"prefix `{text}`" in output, errors
+
+
+def test_the_log_has_colours_only_in_a_terminal(server: Server):
+    assert "\x1b" not in server.log_path.read_text() and "serving" in server.log_path.read_text()
+
+
+async def test_a_server_whose_log_cannot_be_written_goes_on(tmp_path):
+    port = free_port()
+    command = [binary(), "serve", "--data-dir", tmp_path / "data", "--listen", f"127.0.0.1:{port}", "--set", "logging.filter=trace"]
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=full, env=environment())
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            async with asyncio.timeout(20):
+                while not await answers(http, "/health"):
+                    await asyncio.sleep(0.02)
+            key = (tmp_path / "data" / "demo-key").read_text().strip()
+            message = {"to": new_phone(), "type": "one_way", "content": "Still here."}
+            sent = await http.post("/v1/messages", json=message, headers={"Authorization": f"Bearer {key}"})
+            assert sent.status_code == 202
+            assert await answers(http, "/health") and await answers(http, "/health/live")
+            dropped = [line for line in (await http.get("/metrics")).text.splitlines() if "log_lines_dropped" in line]
+            assert dropped and float(dropped[-1].split()[-1]) > 0
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert process.wait(35) == 0
+
+
+async def answers(http: httpx.AsyncClient, path: str) -> bool:
+    try:
+        return (await http.get(path)).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def test_check_does_not_complain_of_the_server_that_runs(server: Server):
+    code, output, errors = await eshaar(
+        "check", "--data-dir", server.data_dir, "--set", f"listen=127.0.0.1:{server.port}"
+    )
+    assert code == 0 and "runs already" in output, output + errors
+
+
 async def test_variables_that_the_command_line_reads_are_no_settings(tmp_path):
     variables = {"ESHAAR_URL": "http://127.0.0.1:1", "ESHAAR_API_KEY": "esk_a_b", "ESHAAR_TOKEN": "x"}
     code, _, errors = await eshaar("check", "--data-dir", tmp_path, **variables)
@@ -106,6 +169,117 @@ async def test_a_reader_that_has_had_enough_is_no_failure(server: Server, demo: 
         ["bash", "-c", f"set -o pipefail; {tail} | head -1"], capture_output=True, timeout=30, env=environment()
     )
     assert done.returncode == 0 and not done.stderr and json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "command", ["send --to +966500000001 Hello", "check", "console", "keys list", "topics list", "token --phone +966500000001"]
+)
+def test_a_closed_pipe_ends_every_command_quietly(server: Server, command: str):
+    name, *rest = shlex.split(command)
+    words = [name, *rest, "--data-dir", str(server.data_dir)]
+    if name == "send":
+        words += ["--url", server.url]
+    if name == "check":
+        words += ["--set", "listen=127.0.0.1:0"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run([binary(), *words], stdout=closed, stderr=subprocess.PIPE, timeout=30, env=environment())
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_printed_commands_run_as_they_are_printed(tmp_path):
+    log = tmp_path / "out"
+    command = [binary(), "serve", "--data-dir", tmp_path / "my data", "--listen", "127.0.0.1:0"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, env=environment())
+    try:
+        async with asyncio.timeout(20):
+            while "Ctrl-C" not in log.read_text():
+                await asyncio.sleep(0.02)
+        rows = dict(re.findall(r"^  (.{11}) (.+)$", log.read_text(), re.MULTILINE))
+        sent = subprocess.run(rows["a message  "], shell=True, capture_output=True, timeout=30, env=environment())
+        assert sent.returncode == 0, sent.stderr
+        listen = f"{rows['a phone    ']} --count 1"
+        received = subprocess.run(listen, shell=True, capture_output=True, timeout=30, env=environment())
+        assert received.returncode == 0 and b"Hello" in received.stdout
+        tail = f"{rows['the topics ']} --from-start --no-follow"
+        assert b"Hello" in subprocess.run(tail, shell=True, capture_output=True, timeout=30, env=environment()).stdout
+        async with httpx.AsyncClient() as http:
+            for row in ("in a page  ", "the API    ", "schemas    ", "health     "):
+                assert (await http.get(rows[row], follow_redirects=True)).status_code == 200, rows[row]
+    finally:
+        process.terminate()
+        assert process.wait(35) == 0
+
+
+async def test_an_interrupted_upload_goes_on_with_the_command_that_it_prints(server: Server, phone: Phone, tmp_path):
+    fifo, file = tmp_path / "fifo", tmp_path / "messages.ndjson"
+    texts = [f"message {n}" for n in range(40)]
+    lines = [json.dumps({"to": phone.number, "content": text}) + "\n" for text in texts]
+    lines.insert(10, '{"to": "+1", "content": "refused"}\n')
+    file.write_text("".join(lines))
+    os.mkfifo(fifo)
+    here = ["--data-dir", server.data_dir, "--url", server.url]
+    command = [binary(), "send", *here, "--file", fifo, "--refused", tmp_path / "refused", "--verbose"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    with fifo.open("wb", buffering=0) as upload:
+        upload.write("".join(lines[:20]).encode())
+        assert process.stdout is not None
+        shown = [process.stdout.readline() for _ in range(20)]
+        process.send_signal(signal.SIGINT)
+        # Standard input and pipes cannot be read again: the file can.
+        assert process.wait(30) != 0 and shown[10].startswith(b"line 11: to: ")
+    assert process.stderr is not None
+    [resume] = [line for line in process.stderr.read().decode().splitlines() if "--idempotency-key" in line]
+    gone_on = subprocess.run(
+        resume.replace(str(fifo), str(file)), shell=True, capture_output=True, timeout=30, env=environment()
+    )
+    assert b"40 accepted, 1 refused" in gone_on.stdout, gone_on.stderr
+    assert contents(await phone.fetch(40, **START)) == texts
+
+
+async def test_refused_lines_are_written_to_a_file(server: Server, phone: Phone, tmp_path):
+    file = tmp_path / "messages.ndjson"
+    file.write_text(json.dumps({"to": phone.number, "content": "one"}) + '\n\n{"to": "+1", "content": "two"}\nnot json\n')
+    code, output, errors = await eshaar("send", "--data-dir", server.data_dir, "--url", server.url, "--file", file)
+    assert code != 0 and "line 3: to: " in output and "1 accepted, 2 refused" in output, output + errors
+    assert (tmp_path / "messages.ndjson.refused").read_text() == '{"to": "+1", "content": "two"}\nnot json\n'
+
+
+async def test_a_phone_waits_for_a_server_that_is_not_there_yet(new_server, tmp_path):
+    server = new_server()
+    phone = new_phone()
+    token = server.token(phone)
+    server.stop()
+    words = [binary(), "listen", "--url", server.url, "--token", token, "--count", "1"]
+    listening = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert listening.stderr is not None and b"trying again" in listening.stderr.readline()
+    server.start()
+    server.cli("send", "--url", server.url, "--to", phone, "Here.")
+    output, _ = listening.communicate(timeout=30)
+    assert listening.returncode == 0 and b"Here." in output
+
+
+async def test_a_server_on_this_machine_is_called_without_the_proxy(server: Server, phone: Phone):
+    here = ("--data-dir", server.data_dir, "--url", server.url)
+    proxy = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")}
+    code, _, errors = await eshaar("send", *here, "--to", phone.number, "Direct.", **proxy)
+    assert code == 0, errors
+    code, output, errors = await eshaar("listen", *here, "--phone", phone.number, "--count", "1", **proxy)
+    assert code == 0 and "Direct." in output, errors
+
+
+def test_every_command_has_examples_and_completions(server: Server):
+    commands = ["serve", "ingest", "processors", "gateway", "send", "listen", "chat", "keys create", "keys list", "keys revoke"]
+    commands += ["token", "topics list", "topics tail", "topics append", "topics apply", "store apply", "console", "check"]
+    commands += ["dead-letters list", "dead-letters show", "dead-letters redrive", "dead-letters discard", "completions"]
+    for command in commands:
+        shown = subprocess.run([binary(), *command.split(), "--help"], capture_output=True, text=True, timeout=30)
+        assert "Example" in shown.stdout, command
+    for shell in ("bash", "zsh", "fish"):
+        script = subprocess.run([binary(), "completions", shell], capture_output=True, text=True, timeout=30)
+        assert script.returncode == 0 and "dead-letters" in script.stdout
 
 
 def test_help_and_an_unknown_command(server: Server):
