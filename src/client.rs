@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use reqwest::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Upgraded, Url};
 use serde::Deserialize;
 use tokio_tungstenite::WebSocketStream;
@@ -75,7 +78,9 @@ pub fn builder(endpoint: &Endpoint) -> anyhow::Result<ClientBuilder> {
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// A WebSocket to the gateway.
@@ -105,10 +110,7 @@ pub async fn connect(endpoint: &Endpoint, credential: &str) -> anyhow::Result<So
 }
 
 /// A request that is tried again, and says so, until the server answers it.
-pub async fn persistently(
-    url: &str,
-    mut request: impl FnMut() -> reqwest::RequestBuilder,
-) -> anyhow::Result<Response> {
+pub async fn persistently(url: &str, mut request: impl FnMut() -> reqwest::RequestBuilder) -> anyhow::Result<Response> {
     let mut retries = Retries::new(url);
     loop {
         match request().send().await {

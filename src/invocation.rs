@@ -17,7 +17,9 @@ pub struct Invocation {
 impl Invocation {
     /// Of this process.
     pub fn current(settings: &Settings) -> Self {
-        let program = std::env::args_os().next().map_or_else(|| "eshaar".into(), |program| program.to_string_lossy().into_owned());
+        let program = std::env::args_os()
+            .next()
+            .map_or_else(|| "eshaar".into(), |program| program.to_string_lossy().into_owned());
         let mut flags = Vec::new();
         if let Some(config) = &settings.config {
             flags.extend(["--config".to_owned(), config.display().to_string()]);

@@ -33,7 +33,9 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return Cow::Borrowed(text);
     }
-    text.chars().map(|char| if is_harmful(char) { char.escape_unicode().to_string() } else { char.to_string() }).collect()
+    text.chars()
+        .map(|char| if is_harmful(char) { char.escape_unicode().to_string() } else { char.to_string() })
+        .collect()
 }
 
 /// `println!` for commands: the error is the caller's.

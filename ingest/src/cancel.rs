@@ -16,6 +16,7 @@ use eshaar_model::{BusinessId, MessageId, Status, Timestamp};
 use eshaar_schemas::Cancellation;
 use eshaar_service::{Json, Problem};
 use eshaar_store::StoredMessage;
+use eshaar_topics::cancelled::Counts;
 use eshaar_topics::{NewRecord, flow};
 use http::StatusCode;
 use serde::Serialize;
@@ -24,7 +25,7 @@ use utoipa::ToSchema;
 use crate::caller::Caller;
 use crate::context::Origin;
 use crate::view::Found;
-use crate::{App, openapi, problems, read, submit, view};
+use crate::{App, Options, openapi, problems, read, submit, view};
 
 /// When it is looked again for a message that was not known when it was cancelled: later than every process has read the
 /// cancellation.
@@ -149,10 +150,21 @@ pub(crate) fn record(
     at: Timestamp,
     origin: &Origin,
 ) -> Result<NewRecord, Problem> {
-    if app.deps.cancelled.len() >= app.options.cancellations.get() {
-        return Err(problems::cancellations_full(app.options.cancellations.get()));
-    }
+    room(app.deps.cancelled.counts(business.as_str()), &app.options)?;
     let trace = origin.trace.to_string();
     let cancellation = Cancellation { id, sender: business.to_string(), at: at.as_millis() };
     flow::cancellation(&cancellation, &app.deps.codecs, origin.joined(&trace)).map_err(|error| problems::encode(&error))
+}
+
+/// Refuses one more cancellation of a business that has its limit, or, where all cancellations are at theirs, an equal share.
+/// So a business that has few always has room, and there are never twice as many as the limit of all.
+fn room(counts: Counts, options: &Options) -> Result<(), Problem> {
+    let (all, own) = (options.cancellations.get(), options.cancellations_per_business.get());
+    if counts.of_business >= own {
+        return Err(problems::own_cancellations_full(counts.of_business, own));
+    }
+    if counts.all >= all && counts.of_business >= all / counts.businesses.max(1) {
+        return Err(problems::cancellations_full(all));
+    }
+    Ok(())
 }

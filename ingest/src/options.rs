@@ -23,8 +23,10 @@ pub struct Options {
     /// How long a request other than bulk may take in all, in seconds: 20. Longer than the two above together.
     pub request_timeout_s: u64,
     /// Most cancellations that may stand at a time, since every process keeps them in memory, about 20 bytes each: 4000000.
-    /// One more is answered 503.
+    /// Past it a business that has an equal share or more is answered 503; one that has less may go on.
     pub cancellations: NonZeroUsize,
+    /// Most cancellations of one business at a time: 1000000. One more is answered 429.
+    pub cancellations_per_business: NonZeroUsize,
     /// Most dead letters that this process redrives in a second: 50.
     pub redrives_per_s: NonZeroU32,
     /// How much may wait to be delivered.

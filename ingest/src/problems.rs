@@ -111,8 +111,15 @@ pub(crate) fn audience_not_found() -> Problem {
 }
 
 pub(crate) fn cancellations_full(limit: usize) -> Problem {
-    let detail = format!("{limit} cancellations stand already, which is the most at a time; this one was not made");
+    let detail = format!("cancellation limit of the service reached: {limit} are active; this one was not made");
     unavailable("cancellations_full", detail)
+}
+
+/// Cancellations lapse 62 days after the message was accepted: to come back in a while is all that helps.
+pub(crate) fn own_cancellations_full(active: usize, limit: usize) -> Problem {
+    let detail =
+        format!("cancellation limit of this business reached: {active} active, at most {limit}; this one was not made");
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "business_cancellations_full", detail).retry_after(3600)
 }
 
 pub(crate) fn dead_letter_not_found() -> Problem {

@@ -39,31 +39,43 @@ pub struct Settings {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run everything in one process; on embedded engines, unless the configuration names others.
-    #[command(after_help = "Examples:\n  eshaar serve\n  eshaar serve --listen 127.0.0.1:8090 --data-dir /var/lib/eshaar")]
+    #[command(
+        after_help = "Examples:\n  eshaar serve\n  eshaar serve --listen 127.0.0.1:8090 --data-dir /var/lib/eshaar"
+    )]
     Serve(RoleArguments),
     /// Run the HTTP API alone (needs engines = "distributed").
     #[command(after_help = "Examples:\n  eshaar ingest --listen 127.0.0.1:8081 --config /etc/eshaar/eshaar.toml")]
     Ingest(RoleArguments),
     /// Run the stages alone (needs engines = "distributed").
-    #[command(after_help = "Examples:\n  eshaar processors --listen 127.0.0.1:8082\n  eshaar processors --stage route --stage archive")]
+    #[command(
+        after_help = "Examples:\n  eshaar processors --listen 127.0.0.1:8082\n  eshaar processors --stage route --stage archive"
+    )]
     Processors(ProcessorsArguments),
     /// Run the WebSocket gateway alone (needs engines = "distributed").
     #[command(after_help = "Examples:\n  eshaar gateway --listen 127.0.0.1:8083 --set gateway.slot=0")]
     Gateway(RoleArguments),
     /// Send a message, or a file of messages.
-    #[command(after_help = "Examples:\n  eshaar send --to +966501234567 \"Your card was used.\"\n  eshaar send --to +966501234567 --at 2026-01-31T12:00:00+03:00 --ttl 3600 \"See you.\"\n  eshaar send --file messages.ndjson.gz")]
+    #[command(
+        after_help = "Examples:\n  eshaar send --to +966501234567 \"Your card was used.\"\n  eshaar send --to +966501234567 --at 2026-01-31T12:00:00+03:00 --ttl 3600 \"See you.\"\n  eshaar send --file messages.ndjson.gz"
+    )]
     Send(SendArguments),
     /// Receive messages as a phone, live, and acknowledge them.
-    #[command(after_help = "Examples:\n  eshaar listen --phone +966501234567\n  eshaar listen --phone +966501234567 --from start --json | jq .content")]
+    #[command(
+        after_help = "Examples:\n  eshaar listen --phone +966501234567\n  eshaar listen --phone +966501234567 --from start --json | jq .content"
+    )]
     Listen(ListenArguments),
     /// Talk in the terminal, as a phone or a business: each line is a message.
-    #[command(after_help = "Examples:\n  eshaar chat --as +966501234567 --with demo\n  eshaar chat --as acme --with +966501234567 --token \"$KEY\"")]
+    #[command(
+        after_help = "Examples:\n  eshaar chat --as +966501234567 --with demo\n  eshaar chat --as acme --with +966501234567 --token \"$KEY\""
+    )]
     Chat(ChatArguments),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Make a token for a mobile user.
-    #[command(after_help = "Examples:\n  eshaar token --phone +966501234567\n  eshaar token --phone +966501234567 --ttl 60 --json")]
+    #[command(
+        after_help = "Examples:\n  eshaar token --phone +966501234567\n  eshaar token --phone +966501234567 --ttl 60 --json"
+    )]
     Token(TokenArguments),
     /// Look at the topics of the log, and make them.
     #[command(subcommand)]
@@ -81,7 +93,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  eshaar check\n  eshaar check --defaults >eshaar.toml\n  eshaar check --json")]
     Check(CheckArguments),
     /// Print a script that completes commands and flags in a shell.
-    #[command(after_help = "Examples:\n  eshaar completions bash >/etc/bash_completion.d/eshaar\n  eshaar completions zsh >~/.zfunc/_eshaar")]
+    #[command(
+        after_help = "Examples:\n  eshaar completions bash >/etc/bash_completion.d/eshaar\n  eshaar completions zsh >~/.zfunc/_eshaar"
+    )]
     Completions(CompletionsArguments),
 }
 
@@ -306,7 +320,9 @@ pub enum FromArgument {
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Make a key; it is shown once.
-    #[command(after_help = "Examples:\n  eshaar keys create --business acme --permission messages:send --rate 1000/s\n  eshaar keys create --business operators --permission admin")]
+    #[command(
+        after_help = "Examples:\n  eshaar keys create --business acme --permission messages:send --rate 1000/s\n  eshaar keys create --business operators --permission admin"
+    )]
     Create {
         /// Whose it is.
         #[arg(long)]
@@ -392,10 +408,14 @@ pub enum TopicsCommand {
         json: bool,
     },
     /// Print the records of a topic, decoded, and go on as they come.
-    #[command(after_help = "Examples:\n  eshaar topics tail messages.accepted --from-start\n  eshaar topics tail message.status --json --count 10")]
+    #[command(
+        after_help = "Examples:\n  eshaar topics tail messages.accepted --from-start\n  eshaar topics tail message.status --json --count 10"
+    )]
     Tail(TailArguments),
     /// Append records as they are, for repair. An embedded log must not be in use by a server.
-    #[command(after_help = "Example:\n  eshaar topics append message.status --key 019a0000-0000-7000-8000-000000000000 --file record.avro")]
+    #[command(
+        after_help = "Example:\n  eshaar topics append message.status --key 019a0000-0000-7000-8000-000000000000 --file record.avro"
+    )]
     Append(AppendArguments),
     /// Make what the catalogue lists in Kafka and in the schema registry, where it is not there yet. May be repeated; nothing
     /// is ever taken away.

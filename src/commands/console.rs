@@ -13,7 +13,11 @@ pub fn run(settings: &Settings, arguments: &ConsoleArguments) -> anyhow::Result<
     let address = if config.internal_listen.is_empty() { &config.listen } else { &config.internal_listen };
     let server = arguments.url.clone().unwrap_or_else(|| url_of(address));
     let url = format!("{}{}", server.trim_end_matches('/'), link(&config, Clock::system().now())?);
-    if arguments.json { outln!("{}", serde_json::json!({ "url": url }))? } else { outln!("{url}")? }
+    if arguments.json {
+        outln!("{}", serde_json::json!({ "url": url }))?
+    } else {
+        outln!("{url}")?
+    }
     Ok(())
 }
 

@@ -161,7 +161,8 @@ async fn act(api: &Api, action: &str, selection: &LetterSelection) -> anyhow::Re
     }
     let task = &answer["task"];
     let state = if task["finished"] == true { "finished" } else { "under way" };
-    outln!("{} {action} {state}: {} done, {} refused, {} passed over",
+    outln!(
+        "{} {action} {state}: {} done, {} refused, {} passed over",
         task["id"].as_str().unwrap_or_default(),
         task["done"],
         task["refused"],

@@ -1,6 +1,5 @@
 //! `eshaar keys`: API keys, in the history store. The server may be running. What is changed is in the audit log first.
 
-
 use eshaar_model::{AuditId, Clock, Timestamp};
 use eshaar_store::{ApiKey, AuditEntry};
 

@@ -12,6 +12,10 @@ pub async fn run(settings: &Settings, command: &StoreCommand) -> anyhow::Result<
         Kind::Distributed => engines::apply_store(&config).await?,
         Kind::Embedded => "nothing to do: the embedded store makes its tables when it is opened".to_owned(),
     };
-    if *json { outln!("{}", serde_json::json!({ "done": done }))? } else { outln!("{done}")? }
+    if *json {
+        outln!("{}", serde_json::json!({ "done": done }))?
+    } else {
+        outln!("{done}")?
+    }
     Ok(())
 }

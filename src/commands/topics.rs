@@ -38,7 +38,11 @@ pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<
                 Kind::Distributed => engines::apply_topics(&config).await?,
                 Kind::Embedded => "nothing to do: the embedded log has every topic".to_owned(),
             };
-            if json { outln!("{}", serde_json::json!({ "done": done }))? } else { outln!("{done}")? }
+            if json {
+                outln!("{}", serde_json::json!({ "done": done }))?
+            } else {
+                outln!("{done}")?
+            }
             Ok(())
         }
     }
@@ -144,7 +148,8 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<()> {
         }
         let records = records.map_or_else(|| "–".to_owned(), |records| records.to_string());
         let kept = format!("{} h", spec.kept_ms / 3_600_000);
-        outln!("{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
+        outln!(
+            "{:<20} {:>10} {kept:>6} {records:>12}  {:<13} {}",
             spec.name,
             engines::partitions(config, topic),
             spec.value,
@@ -218,7 +223,8 @@ async fn print(codecs: &Codecs, record: &Record, arguments: &TailArguments) -> a
         .collect();
     let (position, key) = (record.position, String::from_utf8_lossy(&record.key));
     if !arguments.json {
-        outln!("{}[{}]@{}  {}  key {}",
+        outln!(
+            "{}[{}]@{}  {}  key {}",
             position.topic,
             position.partition,
             position.offset,

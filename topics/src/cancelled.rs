@@ -52,6 +52,17 @@ pub struct Cancelled {
     freshness: Freshness,
 }
 
+/// How many cancellations are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Those of one business.
+    pub of_business: usize,
+    /// Those of all businesses.
+    pub all: usize,
+    /// Businesses that have any.
+    pub businesses: usize,
+}
+
 /// Cancellations by the business that made them.
 #[derive(Debug, Default)]
 struct Known {
@@ -182,9 +193,11 @@ impl Cancelled {
         self.count.load(Ordering::Acquire)
     }
 
-    /// How many of a business are known.
-    pub fn len_of(&self, business: &str) -> usize {
-        self.known.read().businesses.get(business).map_or(0, OfBusiness::len)
+    /// Counts for `business` and for all.
+    pub fn counts(&self, business: &str) -> Counts {
+        let known = self.known.read();
+        let of_business = known.businesses.get(business).map_or(0, OfBusiness::len);
+        Counts { of_business, all: self.len(), businesses: known.businesses.len() }
     }
 
     /// Whether none is known.
@@ -377,7 +390,10 @@ mod tests {
         cancelled.enter("mallory", broadcast.into());
         assert!(!cancelled.takes("acme", id, Some(broadcast)));
         assert!(cancelled.takes("mallory", id, None));
-        assert_eq!((cancelled.len(), cancelled.len_of("mallory"), cancelled.len_of("acme")), (2, 2, 0));
+        assert_eq!(
+            (cancelled.len(), cancelled.counts("mallory").of_business, cancelled.counts("acme").of_business),
+            (2, 2, 0)
+        );
     }
 
     #[test]

@@ -178,16 +178,27 @@ async fn it_is_too_late_once_a_message_came_to_an_end() {
 }
 
 #[tokio::test]
-async fn a_cancellation_more_than_may_stand_is_refused_and_makes_no_change() {
-    let fixture = Fixture::new().await;
-    let (id, key) = (archived(&fixture, None).await, fixture.sender().await);
-    for _ in 0..3 {
-        fixture.cancelled.enter("acme", eshaar_model::MessageId::new(NOW));
+async fn a_business_that_cancels_all_it_may_takes_nothing_from_others() {
+    // Limits of the fixture: 4 for a business, 6 for all.
+    for (own, of_others, expected) in
+        [(4, 0, Err((429, "business_cancellations_full"))), (3, 3, Err((503, "cancellations_full"))), (1, 5, Ok(()))]
+    {
+        let fixture = Fixture::new().await;
+        let (id, key) = (archived(&fixture, None).await, fixture.sender().await);
+        for (business, count) in [("acme", own), ("hostile", of_others)] {
+            (0..count).for_each(|_| fixture.cancelled.enter(business, eshaar_model::MessageId::new(NOW)));
+        }
+        let answer = cancel(&fixture, &id, &key).await;
+        match expected {
+            Ok(()) => assert_eq!(answer.status, 200, "a business below an equal share goes on"),
+            Err((status, code)) => {
+                assert!(answer.header("retry-after").is_some());
+                assert_eq!(answer.problem(status), code);
+                assert!(fixture.records(Topic::Cancellations).await.is_empty(), "a refused cancellation is in no log");
+                assert!(fixture.records(Topic::MessageStatus).await.is_empty());
+            }
+        }
     }
-    let answer = cancel(&fixture, &id, &key).await;
-    assert_eq!(answer.problem(503), "cancellations_full");
-    assert!(answer.header("retry-after").is_some());
-    assert!(fixture.records(Topic::MessageStatus).await.is_empty());
 }
 
 #[tokio::test]

@@ -126,7 +126,8 @@ pub fn options() -> Options {
         body_timeout_s: 1,
         append_timeout_s: 1,
         request_timeout_s: 5,
-        cancellations: nonzero(3),
+        cancellations: nonzero(6),
+        cancellations_per_business: nonzero(4),
         redrives_per_s: std::num::NonZeroU32::new(1_000).unwrap(),
         queue: QueueOptions {
             interactive: NonZeroU64::new(10_000).unwrap(),
