@@ -14,9 +14,9 @@ pub fn run(settings: &Settings, arguments: &ConsoleArguments) -> anyhow::Result<
     let server = arguments.url.clone().unwrap_or_else(|| url_of(address));
     let url = format!("{}{}", server.trim_end_matches('/'), link(&config, Clock::system().now())?);
     if arguments.json {
-        outln!("{}", serde_json::json!({ "url": url }))?
+        outln!("{}", serde_json::json!({ "url": url }))?;
     } else {
-        outln!("{url}")?
+        outln!("{url}")?;
     }
     Ok(())
 }

@@ -13,9 +13,9 @@ pub async fn run(settings: &Settings, command: &StoreCommand) -> anyhow::Result<
         Kind::Embedded => "nothing to do: the embedded store makes its tables when it is opened".to_owned(),
     };
     if *json {
-        outln!("{}", serde_json::json!({ "done": done }))?
+        outln!("{}", serde_json::json!({ "done": done }))?;
     } else {
-        outln!("{done}")?
+        outln!("{done}")?;
     }
     Ok(())
 }

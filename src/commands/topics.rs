@@ -39,9 +39,9 @@ pub async fn run(settings: &Settings, command: TopicsCommand) -> anyhow::Result<
                 Kind::Embedded => "nothing to do: the embedded log has every topic".to_owned(),
             };
             if json {
-                outln!("{}", serde_json::json!({ "done": done }))?
+                outln!("{}", serde_json::json!({ "done": done }))?;
             } else {
-                outln!("{done}")?
+                outln!("{done}")?;
             }
             Ok(())
         }
@@ -140,8 +140,8 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<()> {
                 "partitions": engines::partitions(config, topic),
                 "retention_ms": spec.kept_ms,
                 "records": records,
-                "value": spec.value.to_string(),
-                "flow": spec.flow.to_string(),
+                "value": spec.value.clone(),
+                "flow": spec.flow.clone(),
             });
             outln!("{described}")?;
             continue;

@@ -18,7 +18,7 @@ use super::refused::{self, Refused};
 use crate::cli::{SendArguments, Settings};
 use crate::client;
 use crate::invocation::{Invocation, url_flag};
-use crate::output::{noteln, outln};
+use crate::output::{OutputError, noteln, outln};
 
 /// Bytes of a chunk of the request.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -90,7 +90,7 @@ pub async fn run(settings: &Settings, arguments: &SendArguments, key: &str, file
             anyhow::ensure!(rejected == 0, "{rejected} lines were refused");
             Ok(())
         }
-        Err(error) if error.chain().any(|cause| cause.is::<crate::output::OutputError>()) => Err(error),
+        Err(error) if error.chain().any(<dyn std::error::Error>::is::<OutputError>) => Err(error),
         Err(error) => {
             if let Err(error) = copied {
                 noteln!("{error:#}");
