@@ -154,7 +154,7 @@ impl MessageDetails {
     }
 }
 
-/// The steps reached, and `expired` where the clock has passed a message that went no further: no event says so.
+/// The steps reached, and `expired` where the clock has passed a message that went no further: its event comes a little later.
 pub(crate) fn steps_by(stored: &StoredMessage, now: Timestamp) -> StatusSteps {
     let mut steps = stored.steps;
     if let Some(at) = stored.row.expires_at

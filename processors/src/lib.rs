@@ -20,6 +20,7 @@ pub mod route;
 pub mod schedule;
 #[cfg(test)]
 mod testing;
+mod timers;
 #[cfg(test)]
 mod unread;
 pub mod webhooks;
@@ -169,7 +170,7 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
         schedule,
         housekeeping,
     } = options;
-    let prioritize = Prioritize::new(codecs.clone(), Arc::clone(&cancelled), clock.clone());
+    let prioritize = Prioritize::new(Arc::clone(&cancelled), clock.clone());
     let told = Told::new(prioritize.mix());
     let of_runner = runner::Deps {
         log: Arc::clone(&log),

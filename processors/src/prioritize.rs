@@ -1,7 +1,7 @@
 //! Gives each accepted message to the lane that it was stamped for.
 //!
-//! Reads `messages.accepted`; writes `lane.*`, keyed by the recipient's phone, and `message.status` for what has expired.
-//! What was taken back ends here.
+//! Reads `messages.accepted`; writes `lane.*`, keyed by the recipient's phone. What was taken back, or has expired, ends here:
+//! `ingest` and `archive` say so.
 //! Works on headers alone: value and timestamp go on untouched. The lane is the record's own, so a replay takes the same.
 //! A message to a business has no lane: `archive` carries it on.
 
@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use eshaar_model::{Clock, Status, Timestamp};
-use eshaar_schemas::{Codecs, EncodeError, StatusChanged};
+use eshaar_model::{Clock, Timestamp};
 use eshaar_service::metrics::{CANCELLED, EXPIRED};
-use eshaar_topics::flow::{self, Envelope, HeaderError};
+use eshaar_topics::flow::{Envelope, HeaderError};
 use eshaar_topics::{Cancelled, NewRecord, Outcome, Received, Stage, StageError, Topic, headers};
 use metrics::counter;
 
@@ -21,7 +20,6 @@ use crate::pause_if_stale;
 
 /// The stage.
 pub struct Prioritize {
-    codecs: Codecs,
     cancelled: Arc<Cancelled>,
     clock: Clock,
     mix: Arc<Mix>,
@@ -29,8 +27,8 @@ pub struct Prioritize {
 
 impl Prioritize {
     /// The stage, dropping what is among `cancelled` and what has expired by `clock`.
-    pub fn new(codecs: Codecs, cancelled: Arc<Cancelled>, clock: Clock) -> Self {
-        Self { codecs, cancelled, clock, mix: Arc::default() }
+    pub fn new(cancelled: Arc<Cancelled>, clock: Clock) -> Self {
+        Self { cancelled, clock, mix: Arc::default() }
     }
 
     /// How what it takes is mixed.
@@ -42,18 +40,19 @@ impl Prioritize {
         match self.follows(record, now) {
             Ok(Some(next)) => Outcome::Forward(vec![next]),
             Ok(None) => Outcome::Done,
-            Err(error) => error.into(),
+            Err(error) => Outcome::Dead { code: "headers", reason: error.to_string() },
         }
     }
 
-    fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, Error> {
+    fn follows(&self, record: &Received, now: Timestamp) -> Result<Option<NewRecord>, HeaderError> {
         let envelope = Envelope::read(&record.headers)?;
         let is_cancelled = self.cancelled.takes(envelope.from, envelope.id, envelope.broadcast);
         Ok(match decide(&envelope, is_cancelled, now) {
             Decision::ToLane => Some(lane_record(record, &envelope)),
-            Decision::Expired(at) => {
+            // Its timer says so (`archive`).
+            Decision::Expired => {
                 counter!(EXPIRED, "stage" => Self::NAME).increment(1);
-                Some(expired((record, record.key.clone()), &envelope, at, &self.codecs)?)
+                None
             }
             // Who took it back has said so: ingest writes the status.
             Decision::Cancelled => {
@@ -92,7 +91,7 @@ impl Stage for Prioritize {
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     ToLane,
-    Expired(Timestamp),
+    Expired,
     Cancelled,
     NotForAPhone,
 }
@@ -101,7 +100,7 @@ fn decide(envelope: &Envelope<'_>, is_cancelled: bool, now: Timestamp) -> Decisi
     match (envelope.to, envelope.expires_at) {
         (None, _) => Decision::NotForAPhone,
         (Some(_), _) if is_cancelled => Decision::Cancelled,
-        (Some(_), Some(at)) if at <= now => Decision::Expired(at),
+        (Some(_), Some(at)) if at <= now => Decision::Expired,
         (Some(_), _) => Decision::ToLane,
     }
 }
@@ -120,43 +119,6 @@ pub(crate) fn lane_record(record: &Received, envelope: &Envelope<'_>) -> NewReco
     }
 }
 
-/// The status, under the message's own key, of a message whose time passed at `at`: the same each time it is said.
-pub(crate) fn expired(
-    (record, key): (&Received, Bytes),
-    envelope: &Envelope<'_>,
-    at: Timestamp,
-    codecs: &Codecs,
-) -> Result<NewRecord, EncodeError> {
-    let change = StatusChanged {
-        id: envelope.id,
-        status: Status::Expired,
-        at: at.as_millis(),
-        sender: envelope.from.to_owned(),
-        recipient: record.headers.text(headers::TO).unwrap_or_default().to_owned(),
-        reason: None,
-    };
-    Ok(flow::part_of(flow::status(&change, key, codecs, envelope.origin)?, envelope.broadcast))
-}
-
-/// A record that cannot be carried on.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Headers(#[from] HeaderError),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
-
-impl From<Error> for Outcome {
-    fn from(error: Error) -> Self {
-        let code = match error {
-            Error::Headers(_) => "headers",
-            Error::Encode(_) => "unencodable",
-        };
-        Self::Dead { code, reason: error.to_string() }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -171,7 +133,7 @@ mod tests {
     }
 
     async fn handled_knowing(cancelled: Cancelled, record: Received) -> Outcome {
-        let stage = Prioritize::new(codecs().await, Arc::new(cancelled), Clock::manual(START));
+        let stage = Prioritize::new(Arc::new(cancelled), Clock::manual(START));
         stage.handle(&mut (), &[record]).await.remove(0)
     }
 
@@ -200,15 +162,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_expired_message_ends_as_a_status_of_the_time_it_expired_at() {
+    async fn an_expired_message_goes_no_further() {
         let codecs = codecs().await;
         let message = eshaar_schemas::Message { expires_at: Some(START.as_millis()), ..message(1) };
-        let record = received(&message, Lane::High, &codecs, (0, 0));
-        let Outcome::Forward(next) = handled(record.clone()).await else { panic!("not forwarded") };
-        let change: StatusChanged = codecs.decode(&next[0].value).unwrap();
-        assert_eq!((next[0].topic, &next[0].key), (Topic::MessageStatus, &record.key));
-        assert_eq!((change.id, change.status, change.at), (message.id, Status::Expired, START.as_millis()));
-        assert_eq!((change.sender, change.recipient), (message.sender, message.recipient));
+        assert!(matches!(handled(received(&message, Lane::High, &codecs, (0, 0))).await, Outcome::Done));
     }
 
     #[tokio::test]

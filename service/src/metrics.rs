@@ -52,6 +52,7 @@ metrics_list! {
     CANCELLATIONS_AGE = Gauge, "eshaar_cancellations_age_seconds", Seconds, "Age of the newest proof that this process knows every cancellation.";
     HELD = Counter, "eshaar_messages_held_total", Count, "Messages, or batches of a stage, that waited because the process did not know the newest cancellations, by stage.";
     BROADCASTS_OPEN = Gauge, "eshaar_broadcasts_under_way", Count, "Broadcasts that this process sends.";
+    EXPIRY_EVENTS = Counter, "eshaar_expiry_events_total", Count, "Messages that were said to have expired.";
     BROADCASTS_ENDED = Counter, "eshaar_broadcasts_ended_total", Count, "Broadcasts that were sent to their end, by outcome: sent, cancelled, expired or failed.";
     SCHEDULE_WAITING = Gauge, "eshaar_schedule_waiting", Count, "Messages that wait for their time, by partition.";
     SCHEDULE_SETTLED = Counter, "eshaar_schedule_settled_total", Count, "Messages whose time has come, by outcome: sent, cancelled or refused.";
@@ -83,6 +84,9 @@ metrics_list! {
     WEBHOOK_REQUESTS = Counter, "eshaar_webhook_requests_total", Count, "Requests to webhooks, by answer: taken, refused, silent, wait or gone.";
     WEBHOOK_SECONDS = Histogram, "eshaar_webhook_seconds", Seconds, "Time of a request to a webhook.";
     WEBHOOK_BACKLOGS = Gauge, "eshaar_webhook_backlogs", Count, "Webhooks that are being told, once for each partition.";
+    WEBHOOK_PLACE_SECONDS = Histogram, "eshaar_webhook_place_seconds", Seconds, "Time that a request to a webhook waited for a place among those of all webhooks.";
+    WEBHOOK_PARKED = Gauge, "eshaar_webhook_parked", Count, "Events that an endpoint refused and that wait to be tried again.";
+    WEBHOOK_MISSED = Counter, "eshaar_webhook_missed_total", Count, "Events that the log removed before an endpoint took them.";
     WEBHOOK_DISABLED = Counter, "eshaar_webhook_disabled_total", Count, "Webhooks that were disabled because they failed or answered 410.";
     ACKED = Counter, "eshaar_messages_acked_total", Count, "Messages that became delivered.";
 }

@@ -15,6 +15,10 @@ use crate::{Holder, StoreError};
 /// How long a timer is kept past its time, in milliseconds: 7 days. Nobody may be away for longer.
 pub const KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 
+/// The timers of messages that expire are those of partitions from this number on: of partition 3 of the log those of
+/// `EXPIRY + 3`. All below are of scheduled messages.
+pub const EXPIRY: u32 = 1 << 20;
+
 /// A place in the order of a partition's timers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerPlace {

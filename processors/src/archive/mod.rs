@@ -1,7 +1,8 @@
 //! Writes what was accepted, and what became of it, to the history, and tells those who talk of what was said.
 //!
 //! Reads `messages.accepted`, `messages.scheduled` and `message.status`; writes the store's messages, by id, its
-//! conversations, and tallies of broadcasts; `deliveries`; and `message.status` of what was cancelled before it was here. What has changed is said to the cache behind each write, and
+//! conversations, tallies of broadcasts, and timers of what expires; `deliveries`; and `message.status` of what has expired
+//! ([`expiry`]), or was cancelled before it was here. What has changed is said to the cache behind each write, and
 //! nothing is settled before. A message or a step that is written again changes nothing, so a
 //! replay has no effect; a step may come before its message, and a message that was scheduled before it is known to have
 //! been.
@@ -10,6 +11,9 @@
 //! is told: businesses have no stream, so agents get hints from here, and phones of what they said on another device.
 
 mod cancelled;
+mod expiry;
+#[cfg(test)]
+mod expiry_tests;
 mod said;
 #[cfg(test)]
 mod tests;
@@ -27,8 +31,10 @@ use eshaar_store::{MessageRow, Step, Store, StoreError};
 use eshaar_topics::{Cancelled, Log, LogPosition, Outcome, Received, Stage, StageError, Topic, headers};
 use serde::Deserialize;
 
+use self::expiry::{Expiry, Mover};
 use self::said::{Partition, Said, chat_row};
 use crate::broadcast::tally::Tallies;
+use crate::timers::Ours;
 use crate::whereabouts::Whereabouts;
 use crate::{Undecodable, by_topic, decode, pause};
 
@@ -76,6 +82,7 @@ pub struct Archive {
     tallies: Tallies,
     whereabouts: Whereabouts,
     cancelled: Arc<Cancelled>,
+    expiries: Mover,
     options: Options,
 }
 
@@ -86,15 +93,27 @@ impl Archive {
         let epoch = log.epoch();
         let tallies = Tallies::new(Arc::clone(&store.broadcasts), epoch);
         let whereabouts = Whereabouts::new(presence, clock.clone(), log.partitions(Topic::Deliveries));
-        Self { store, cache, epoch, codecs, clock, tallies, whereabouts, cancelled, options }
+        let expiries = Mover {
+            log,
+            store: store.clone(),
+            codecs: codecs.clone(),
+            cancelled: Arc::clone(&cancelled),
+            clock: clock.clone(),
+        };
+        Self { store, cache, epoch, codecs, clock, tallies, whereabouts, cancelled, expiries, options }
     }
 
     async fn messages(&self, of: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
         let (mut rows, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        let mut said = Vec::new();
+        let (mut said, mut timers) = (Vec::new(), Vec::new());
         for (place, record) in batch.iter().enumerate() {
             let row = match decode::<Message>(&self.codecs, &record.value).await {
-                Ok(message) => row(&message, record),
+                Ok(message) => {
+                    // What waits for its time gets its timer when it is sent.
+                    let is_sent = record.position.topic == Topic::MessagesAccepted;
+                    timers.extend(expiry::timer(&message, record).filter(|_| is_sent));
+                    row(&message, record)
+                }
                 Err(error) => Err(error.into()),
             };
             let chat = row.as_ref().ok().map(|row| chat_row(row, self.epoch)).transpose();
@@ -111,6 +130,16 @@ impl Archive {
             outcomes.push(self.collect(row, &mut rows));
         }
         let mut kept = self.keep(of, rows, &mut said).await;
+        if kept.is_ok() && !timers.is_empty() {
+            match of.put_timers(timers).await {
+                Ok(Ours::Yes) => {}
+                Ok(Ours::No) => {
+                    let reason = "another has taken the timers of expiry over";
+                    return vec![pause(&self.clock, self.options.pause_ms, &reason)];
+                }
+                Err(error) => kept = Err(error),
+            }
+        }
         if kept.is_ok() {
             if !said.is_empty() {
                 for (place, hints) in self.hints(of, said, batch).await {
@@ -122,7 +151,7 @@ impl Archive {
         self.unless_failed(&kept, outcomes)
     }
 
-    async fn statuses(&self, batch: &[Received]) -> Vec<Outcome> {
+    async fn statuses(&self, of: &Partition, batch: &[Received]) -> Vec<Outcome> {
         let (mut steps, mut outcomes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut changed = Vec::new();
         for record in batch {
@@ -136,6 +165,11 @@ impl Archive {
         self.changed(changed.into_iter()).await;
         if written.is_ok() {
             written = self.tallies.note(batch).await;
+        }
+        if written.is_ok() {
+            let unread = outcomes.iter().position(|outcome| matches!(outcome, Outcome::Pause { .. }));
+            let read = &batch[..unread.unwrap_or(batch.len())];
+            of.archived(read.last().map_or(0, |record| record.position.offset + 1));
         }
         self.unless_failed(&written, outcomes)
     }
@@ -179,20 +213,23 @@ impl Stage for Archive {
         vec![(Topic::MessagesAccepted, 1), (Topic::MessagesScheduled, 1), (Topic::MessageStatus, 1)]
     }
 
-    async fn open(&self, partition: u32, _next: &[(Topic, u64)]) -> Result<Self::Partition, StageError> {
+    async fn open(&self, partition: u32, next: &[(Topic, u64)]) -> Result<Self::Partition, StageError> {
         // Whoever had the partition may have died before it said what it changed.
         self.cache.invalidate_all().await;
         self.tallies.open(partition).await.map_err(|error| StageError(error.to_string()))?;
         // Ingest stamps records by its own clock, which may be ahead of this one.
         let known_from = self.clock.now().plus_millis(self.options.window_ms as i64);
-        Ok(Partition::new(partition, &self.options, known_from))
+        let archived = next.iter().find(|(topic, _)| *topic == Topic::MessageStatus).map_or(0, |(_, offset)| *offset);
+        let expiry = Expiry::open(&self.expiries, partition, archived).await;
+        let expiry = expiry.map_err(|error| StageError(error.to_string()))?;
+        Ok(Partition::new(partition, &self.options, known_from).with(expiry))
     }
 
     async fn handle(&self, of: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(batch.len());
         for (topic, part) in by_topic(batch) {
             outcomes.extend(match topic {
-                Topic::MessageStatus => self.statuses(part).await,
+                Topic::MessageStatus => self.statuses(of, part).await,
                 _ => self.messages(of, part).await,
             });
             if let Some(Outcome::Pause { .. }) = outcomes.last() {

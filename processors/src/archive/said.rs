@@ -6,13 +6,15 @@ use eshaar_presence::Slots;
 use eshaar_presence::cache::Key;
 use eshaar_schemas::{Delivery, EncodeError, Hint, MessageHint};
 use eshaar_service::metrics::ARCHIVE_REPEATS;
-use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError, StoredMessage};
+use eshaar_store::{ChatRow, MessageRow, ReadFrom, StoreError, StoredMessage, Timer};
 use eshaar_topics::flow::{self, Origin};
 use eshaar_topics::{NewRecord, Received, Stage as _};
 use metrics::counter;
 
+use super::expiry::Expiry;
 use super::{Archive, Error, Options};
 use crate::previous::Previous;
+use crate::timers::Ours;
 use crate::window::{Repeat, Window};
 
 /// Conversations of a partition whose last position is kept at hand: about 60 bytes each.
@@ -33,13 +35,35 @@ pub struct Partition {
     /// The ids of what was said.
     window: Window,
     previous: Previous<ConversationId>,
+    /// The timers of what expires; none in tests of other things.
+    expiry: Option<Expiry>,
 }
 
 impl Partition {
     /// Of the partition of that number; what was said in its records that are stamped before `known_from` is not known.
     pub(super) fn new(number: u32, options: &Options, known_from: Timestamp) -> Self {
         let window = Window::new(options.window_ms as i64, options.window_ids.max(1), known_from);
-        Self { number, window, previous: Previous::new(PREVIOUS_CONVERSATIONS) }
+        Self { number, window, previous: Previous::new(PREVIOUS_CONVERSATIONS), expiry: None }
+    }
+
+    /// With timers.
+    pub(super) fn with(self, expiry: Expiry) -> Self {
+        Self { expiry: Some(expiry), ..self }
+    }
+
+    /// Writes timers of messages that expire.
+    pub(super) async fn put_timers(&self, timers: Vec<Timer>) -> Result<Ours, StoreError> {
+        match &self.expiry {
+            Some(expiry) => expiry.put(timers).await,
+            None => Ok(Ours::Yes),
+        }
+    }
+
+    /// The history has the statuses of the partition up to this offset.
+    pub(super) fn archived(&self, offset: u64) {
+        if let Some(expiry) = &self.expiry {
+            expiry.archived(offset);
+        }
     }
 
     /// Drops what is known to repeat an earlier record; whether the ids that are given back do, the history must say.

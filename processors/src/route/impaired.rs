@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use eshaar_presence::{Announced, Connection, Node, PresenceError, Slot};
 use eshaar_schemas::Message;
 use eshaar_topics::LogPosition;

@@ -1,7 +1,7 @@
 //! Carries each message to its recipient: into the stream first, then, as a hint, to the gateways that have them.
 //!
 //! Reads the four lanes, co-partitioned; writes streams in the store (key: phone and log position), `deliveries` (the
-//! partition is a gateway's slot), and `message.status` for what has expired. Invariants:
+//! partition is a gateway's slot). Invariants:
 //! - the row of a record is the same row whoever writes it, however often;
 //! - a message stands in a lane of a stream once: repeats are dropped before the append ([`window`](crate::window));
 //! - what was taken back, or has expired, is not appended;
@@ -21,10 +21,9 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use async_trait::async_trait;
-use bytes::Bytes;
 use eshaar_model::{Clock, Lane, Phone, Principal, StreamPosition, Timestamp};
 use eshaar_presence::{Presence, Slots};
-use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, Message, MessageHint};
+use eshaar_schemas::{Codecs, Delivery, EncodeError, Hint, MessageHint};
 use eshaar_service::metrics::{CANCELLED, EXPIRED, ROUTE_HINTS};
 use eshaar_store::{Store, StoreError, StreamRow};
 use eshaar_topics::flow::{self, Envelope, HeaderError};
@@ -35,10 +34,10 @@ use futures_util::future::try_join_all;
 use metrics::counter;
 use serde::Deserialize;
 
+use crate::{pause, pause_if_stale};
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
 use crate::window::Window;
-use crate::{pause, pause_if_stale, prioritize};
 
 /// Records that are read at once when a window is read back.
 const READ_BACK: usize = 1_000;
@@ -182,8 +181,7 @@ impl Route {
                     let is_redriven = record.headers.get(headers::REDRIVE).is_some();
                     arrivals.push(Arrival { place, row, is_redriven, first_at, latest });
                 }
-                Ok(Decision::Expired(status)) => outcomes.push(Outcome::Forward(vec![status])),
-                Ok(Decision::Cancelled) => outcomes.push(Outcome::Done),
+                Ok(Decision::Expired | Decision::Cancelled) => outcomes.push(Outcome::Done),
                 Err(error) => outcomes.push(error.into()),
             }
         }
@@ -228,11 +226,8 @@ impl Route {
         match envelope.expires_at {
             Some(at) if at <= now => {
                 counter!(EXPIRED, "stage" => Self::NAME).increment(1);
-                // The lane's key is the phone; a status has the message's own.
-                let message = self.codecs.decode::<Message>(&record.value);
-                let key =
-                    message.map_or_else(|_| record.key.clone(), |of| Bytes::copy_from_slice(flow::key(&of).as_bytes()));
-                Ok(Decision::Expired(prioritize::expired((record, key), &envelope, at, &self.codecs)?))
+                // Its timer says so (`archive`).
+                Ok(Decision::Expired)
             }
             expires_at => Ok(Decision::Append(
                 StreamRow {
@@ -443,7 +438,7 @@ async fn first_of(reader: &mut dyn eshaar_topics::Reader) -> Result<Vec<Record>,
 enum Decision {
     /// With the first time at which a record of the message can be stamped, and the latest that is known.
     Append(StreamRow, Timestamp, Timestamp),
-    Expired(NewRecord),
+    Expired,
     Cancelled,
 }
 
@@ -452,8 +447,6 @@ enum Decision {
 enum Error {
     #[error(transparent)]
     Headers(#[from] HeaderError),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
     #[error("it was read from a topic that is no lane")]
     NoLane,
 }
@@ -462,7 +455,6 @@ impl From<Error> for Outcome {
     fn from(error: Error) -> Self {
         let code = match error {
             Error::Headers(_) => "headers",
-            Error::Encode(_) => "unencodable",
             Error::NoLane => "no_lane",
         };
         Self::Dead { code, reason: error.to_string() }

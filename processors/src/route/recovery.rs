@@ -3,14 +3,13 @@
 //!
 //! Which messages the deleted records were of is not known, only their lane and partition. So of all that `prioritize` has put
 //! there, and `messages.accepted` still has, those are taken that have no further step in the history and do not stand in
-//! their recipient's stream. One that is in the lane twice by this is dropped as any repeat. What has expired since gets that
-//! status. The order of a phone's messages holds among what is carried on, not towards what was delivered meanwhile.
+//! their recipient's stream. One that is in the lane twice by this is dropped as any repeat. What has expired since is
+//! left out. The order of a phone's messages holds among what is carried on, not towards what was delivered meanwhile.
 
 use std::time::Duration;
 
 use ahash::AHashSet;
 use eshaar_model::{Lane, MessageId, Status, StreamPosition};
-use eshaar_schemas::EncodeError;
 use eshaar_service::metrics::ROUTE_RECOVERED;
 use eshaar_store::{Earlier, StoreError};
 use eshaar_topics::flow::Envelope;
@@ -39,8 +38,6 @@ pub(super) enum RecoveryError {
     Log(#[from] LogError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
     #[error(transparent)]
     Append(#[from] AppendError),
 }
@@ -76,13 +73,13 @@ impl Route {
         self.drop_what_arrived(&mut lost).await?;
         let mut written = Vec::with_capacity(lost.len());
         for (record, envelope) in lost {
-            let (next, outcome) = match envelope.expires_at {
-                Some(at) if at <= now => {
-                    (prioritize::expired((record, record.key.clone()), &envelope, at, &self.codecs)?, "expired")
-                }
-                _ => (prioritize::lane_record(record, &envelope), "forwarded"),
-            };
-            counter!(ROUTE_RECOVERED, "outcome" => outcome).increment(1);
+            if envelope.expires_at.is_some_and(|at| at <= now) {
+                // Its timer says so (`archive`).
+                counter!(ROUTE_RECOVERED, "outcome" => "expired").increment(1);
+                continue;
+            }
+            let next = prioritize::lane_record(record, &envelope);
+            counter!(ROUTE_RECOVERED, "outcome" => "forwarded").increment(1);
             written.push(NewRecord { timestamp: kept_time(next.topic, next.timestamp, now), ..next });
         }
         let count = written.len() as u64;

@@ -5,8 +5,9 @@ mod repeats;
 
 use std::collections::BTreeMap;
 
-use eshaar_model::{Cursor, Epoch, MessageId, Status};
-use eshaar_schemas::StatusChanged;
+use bytes::Bytes;
+use eshaar_model::{Cursor, Epoch, MessageId};
+use eshaar_schemas::Message;
 use eshaar_service::TraceContext;
 use eshaar_store::{StreamPage, StreamStore};
 use eshaar_topics::partitioner::partition_of;
@@ -262,15 +263,12 @@ async fn nobody_is_told_of_a_message_to_a_phone_that_is_offline() {
 }
 
 #[tokio::test]
-async fn a_message_that_expired_in_its_lane_ends_as_a_status_and_not_in_the_stream() {
+async fn a_message_that_expired_in_its_lane_is_not_in_the_stream() {
     let mut rig = Rig::open(Options::default()).await;
     let message = Message { expires_at: Some(START.as_millis() - 1), ..message(phones()[0]) };
     rig.enqueue(&message, Lane::Bulk).await;
     rig.finish().await;
     assert_eq!(rig.stream(&message.recipient, [0; 4]).await, []);
-    let status = rig.records(Topic::MessageStatus, 0, 0, 10).await;
-    let change: StatusChanged = rig.engines.codecs.decode(&status[0].value).unwrap();
-    assert_eq!((change.id, change.status), (message.id, Status::Expired));
 }
 
 #[tokio::test]

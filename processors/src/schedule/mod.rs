@@ -2,7 +2,7 @@
 //!
 //! Reads `messages.scheduled`; writes timers of the partition in the store. Whoever owns the partition takes its timers over
 //! and moves them on ([`mover`]) to `messages.accepted`, as messages that are accepted at that moment. Invariants:
-//! - a record is settled when its timer is in the store, where whoever owns the partition is going to see it ([`timers`]);
+//! - a record is settled when its timer is in the store, where whoever owns the partition is going to see it ([`timers`](crate::timers));
 //! - a message is accepted at its time or later, never before (by this clock and by the store's), and under its own id: one that is appended again after a crash
 //!   is dropped by `route`, as any repeat;
 //! - what was taken back is not accepted;
@@ -13,7 +13,6 @@
 mod mover;
 #[cfg(test)]
 mod tests;
-mod timers;
 
 use std::sync::Arc;
 
@@ -21,15 +20,18 @@ use async_trait::async_trait;
 use eshaar_model::{Clock, Timestamp};
 use eshaar_presence::depths::Depths;
 use eshaar_schemas::{Codecs, Message};
+use eshaar_service::metrics::SCHEDULE_WAITING;
 use eshaar_service::workers;
+use eshaar_store::timers::EXPIRY;
 use eshaar_store::{Store, StoreError, Timer, TimerPlace};
 use eshaar_topics::{Cancelled, Log, Outcome, Received, Stage, StageError, Topic};
+use metrics::gauge;
 use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::mover::Mover;
-use self::timers::{Ours, Timers};
 use crate::broadcast::room::Room;
+use crate::timers::{Ours, Timers};
 use crate::{decode, pause};
 
 /// How messages wait for their time.
@@ -97,12 +99,14 @@ impl Schedule {
     async fn inherited(&self, partition: u32) -> Result<Vec<u32>, StoreError> {
         let partitions = self.mover.log.partitions(Topic::MessagesScheduled);
         let known = self.store.timers.partitions().await?;
-        Ok(known.into_iter().filter(|known| *known >= partitions && known % partitions == partition).collect())
+        let is_ours = |known: &u32| (partitions..EXPIRY).contains(known) && known % partitions == partition;
+        Ok(known.into_iter().filter(is_ours).collect())
     }
 
     /// Takes the timers of a partition over, and begins to move them on.
     async fn take(&self, partition: u32) -> Result<(Arc<Timers>, AbortOnDropHandle<()>), StoreError> {
-        let timers = Timers::take(Arc::clone(&self.store.timers), partition, self.clock.clone()).await?;
+        let waiting = gauge!(SCHEDULE_WAITING, "partition" => partition.to_string());
+        let timers = Timers::take(Arc::clone(&self.store.timers), partition, self.clock.clone(), waiting).await?;
         let timers = Arc::new(timers);
         let (mover, of_mover) = (Arc::clone(&self.mover), Arc::clone(&timers));
         let moving = tokio::spawn(workers::guarded("timers", async move { mover.run(&of_mover).await }));

@@ -15,8 +15,8 @@ use eshaar_topics::{AppendError, Cancelled, Headers, Log, NewRecord};
 use metrics::{counter, histogram};
 use tokio::time::{Instant, sleep};
 
-use super::timers::{Ours, Timers};
 use crate::broadcast::room::Room;
+use crate::timers::{Ours, Timers};
 use crate::{Undecodable, decode};
 
 /// Most timers that are moved on at once.

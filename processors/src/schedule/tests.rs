@@ -17,9 +17,9 @@ use eshaar_topics::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::timers::{Ours, Timers};
 use super::{Options, Partition, Ports, Schedule};
 use crate::testing::{Engines, START, at, message};
+use crate::timers::{Ours, Timers};
 
 /// The partition of the tests.
 const PARTITION: u32 = 2;
@@ -363,7 +363,10 @@ async fn what_waits_in_partitions_that_are_no_more_goes_once_by_the_owner_of_the
     let (inherited, also, another) = (PARTITION + partitions, PARTITION + 2 * partitions, PARTITION + 1 + partitions);
     let messages = [due(1_000), due(1_001), due(1_002)];
     for (partition, message) in [inherited, also, another].into_iter().zip(&messages) {
-        let before = Timers::take(Arc::clone(&engines.store.timers), partition, engines.clock.clone()).await.unwrap();
+        let before =
+            Timers::take(Arc::clone(&engines.store.timers), partition, engines.clock.clone(), metrics::Gauge::noop())
+                .await
+                .unwrap();
         let written = before.put(vec![super::timer(message, &record(&engines, message, 0))]).await.unwrap();
         assert_eq!(written, Ours::Yes);
     }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eshaar_model::{Clock, Timestamp, limits};
-use eshaar_service::metrics::{SCHEDULE_BEHIND, SCHEDULE_WAITING};
+use eshaar_service::metrics::SCHEDULE_BEHIND;
 use eshaar_store::{Holder, StoreError, Timer, TimerPlace, TimerStore};
-use metrics::{Gauge, counter, gauge};
+use metrics::{Gauge, counter};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -28,16 +28,16 @@ const COUNT_EVERY: Duration = Duration::from_mins(10);
 /// Whether the partition's timers are still this owner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(super) enum Ours {
+pub(crate) enum Ours {
     Yes,
     /// Another has taken them over: nothing was decided.
     No,
 }
 
 /// Timers of a partition.
-pub(super) struct Timers {
+pub(crate) struct Timers {
     store: Arc<dyn TimerStore>,
-    pub(super) partition: u32,
+    pub(crate) partition: u32,
     clock: Clock,
     state: Mutex<State>,
     /// One was written that is due before all that were known; or they are not ours any more.
@@ -57,22 +57,26 @@ struct State {
 }
 
 impl Timers {
-    /// Takes the timers of a partition over.
-    pub(super) async fn take(store: Arc<dyn TimerStore>, partition: u32, clock: Clock) -> Result<Self, StoreError> {
+    /// Takes the timers of a partition over; `waiting` shows how many there are.
+    pub(crate) async fn take(
+        store: Arc<dyn TimerStore>,
+        partition: u32,
+        clock: Clock,
+        waiting: Gauge,
+    ) -> Result<Self, StoreError> {
         let state = Mutex::new(State::take(&*store, partition).await?);
-        let waiting = gauge!(SCHEDULE_WAITING, "partition" => partition.to_string());
         Ok(Self { store, partition, clock, state, earlier: Notify::new(), waiting })
     }
 
     /// Takes them over again.
-    pub(super) async fn take_again(&self) -> Result<(), StoreError> {
+    pub(crate) async fn take_again(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock().await;
         *state = State::take(&*self.store, self.partition).await?;
         Ok(())
     }
 
     /// Writes timers; where this ends well, whoever owns the partition when they are due is going to see them.
-    pub(super) async fn put(&self, timers: Vec<Timer>) -> Result<Ours, StoreError> {
+    pub(crate) async fn put(&self, timers: Vec<Timer>) -> Result<Ours, StoreError> {
         let Some(first) = timers.iter().map(|timer| timer.place).min() else { return Ok(Ours::Yes) };
         let mut state = self.state.lock().await;
         if state.ours == Ours::No {
@@ -99,13 +103,13 @@ impl Timers {
     }
 
     /// The first timers that are due, in order, at most `limit`; `None` where another has taken them over.
-    pub(super) async fn due(&self, limit: usize) -> Result<Option<Vec<Timer>>, StoreError> {
+    pub(crate) async fn due(&self, limit: usize) -> Result<Option<Vec<Timer>>, StoreError> {
         let Some(mark) = self.look().await else { return Ok(None) };
         self.store.next(self.partition, mark, self.clock.now(), limit).await.map(Some)
     }
 
     /// When the next is due; `None` while there is none.
-    pub(super) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+    pub(crate) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
         let Some(mark) = self.look().await else { return Ok(None) };
         let until = self.clock.now().plus_millis(AHEAD_MS);
         let found = self.store.next(self.partition, mark, until, 1).await?;
@@ -116,12 +120,12 @@ impl Timers {
     }
 
     /// Waits until one is written that is due before all that were known, or it is found that another has taken them over.
-    pub(super) async fn earlier(&self) {
+    pub(crate) async fn earlier(&self) {
         self.earlier.notified().await;
     }
 
     /// All of `page`, as it was given by [`due`](Self::due), is done with. What was written meanwhile is not.
-    pub(super) async fn done(&self, page: &[Timer]) -> Result<Ours, StoreError> {
+    pub(crate) async fn done(&self, page: &[Timer]) -> Result<Ours, StoreError> {
         let Some(last) = page.last().map(|timer| timer.place) else { return Ok(Ours::Yes) };
         let mut state = self.state.lock().await;
         let before = state.first.filter(|first| *first <= last).map(|first| TimerPlace::before(first.due));
@@ -134,7 +138,7 @@ impl Timers {
     }
 
     /// Counts them from time to time.
-    pub(super) async fn count(&self) {
+    pub(crate) async fn count(&self) {
         let mut rounds = interval(COUNT_EVERY);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
