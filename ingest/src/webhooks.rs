@@ -56,12 +56,16 @@ pub(crate) struct WebhookView {
     state: WebhookState,
     #[schema(value_type = Option<String>, format = DateTime)]
     disabled_at: Option<Timestamp>,
-    /// Why: that it answered 410, or what the last of many failures was.
+    /// Why: that it answered 410, or what the last failure of 5 days was.
     disabled_reason: Option<String>,
     /// Requests that failed since one went well.
     failures: u32,
     #[schema(value_type = Option<String>, format = DateTime)]
     failing_since: Option<Timestamp>,
+    /// Why the last of them failed.
+    last_failure: Option<String>,
+    /// Events that it was never told of, since the log had removed them (after 7 days) before it took them.
+    missed: u64,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -132,6 +136,8 @@ pub(crate) async fn make(
         disabled: None,
         failures: 0,
         failing_since: None,
+        last_failure: None,
+        missed: 0,
         revision: Uuid::nil(),
     };
     audit(&app, &caller, &origin, "webhook.made", webhook.id).await?;
@@ -174,7 +180,8 @@ pub(crate) async fn delete(
 
 /// Enable a webhook again
 ///
-/// It is told of what comes from then on, not of what it missed while it was disabled. Nothing changes where it is enabled.
+/// It is told of what came while it was disabled, too, as far as the log still holds it (7 days); `missed` counts the rest.
+/// Nothing changes where it is enabled.
 #[utoipa::path(
     post, path = "/v1/webhooks/{id}/enable", tag = "webhooks", operation_id = "enable_webhook",
     params(openapi::WebhookIdPath),
@@ -196,6 +203,7 @@ pub(crate) async fn enable(
         webhook.disabled = None;
         webhook.failures = 0;
         webhook.failing_since = None;
+        webhook.last_failure = None;
     });
     enabled.await.map(|webhook| Json(view(webhook)))
 }
@@ -268,6 +276,8 @@ fn view(webhook: Webhook) -> WebhookView {
         disabled_reason,
         failures: webhook.failures,
         failing_since: webhook.failing_since,
+        last_failure: webhook.last_failure,
+        missed: webhook.missed,
         created_at: webhook.created_at,
         secret_rotated_at: webhook.rotated_at,
     }

@@ -186,6 +186,7 @@ pub async fn run(deps: Deps, options: Options, shutdown: CancellationToken) {
     let of_webhooks = webhooks::Ports {
         log: Arc::clone(&log),
         store: Arc::clone(&store.webhooks),
+        audit: Arc::clone(&store.audit),
         codecs: codecs.clone(),
         sender,
         clock: clock.clone(),

@@ -3,6 +3,7 @@
 //! (`eshaar_auth::signing`).
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use eshaar_model::{BusinessId, Epoch, Status, Timestamp, WebhookId};
 use uuid::Uuid;
 
@@ -36,11 +37,15 @@ pub struct Webhook {
     pub failures: u32,
     /// When the first of them did.
     pub failing_since: Option<Timestamp>,
+    /// Why the last of them failed.
+    pub last_failure: Option<String>,
+    /// Events that the log removed before the endpoint took them.
+    pub missed: u64,
     /// Changes with each change of the row; nil before it is written.
     pub revision: Uuid,
 }
 
-/// How far an endpoint has been told of a partition of `message.status`: there is one only while it is behind.
+/// How far an endpoint has been told of a partition of `message.status`: there is one only while something waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookCursor {
     /// Whose it is.
@@ -49,9 +54,14 @@ pub struct WebhookCursor {
     pub webhook: WebhookId,
     /// The life of the log that the offset belongs to.
     pub epoch: Epoch,
-    /// It was told of everything before.
+    /// It was told of everything before, but for the events that `state` lists.
     pub offset: u64,
+    /// The rest of what the stage keeps of the backlog: opaque here, at most [`STATE_BYTES`].
+    pub state: Bytes,
 }
+
+/// Largest state of a cursor, in bytes.
+pub const STATE_BYTES: usize = 64 << 10;
 
 /// Webhooks.
 #[async_trait]

@@ -123,14 +123,19 @@ async fn one_that_was_disabled_says_why_and_is_enabled_again_by_its_owner() {
     let mut stored = fixture.store.webhooks.get(&business, id.parse().unwrap()).await.unwrap().unwrap();
     stored.disabled = Some((NOW, "it answered 410 Gone".to_owned()));
     stored.failures = 3;
+    stored.last_failure = Some("it answered 500 Internal Server Error".to_owned());
+    stored.missed = 7;
     fixture.store.webhooks.replace(stored).await.unwrap().unwrap();
     let shown = list(&fixture, &key).await.remove(0);
     assert_eq!((&shown["state"], &shown["disabled_reason"]), (&json!("disabled"), &json!("it answered 410 Gone")));
     assert_eq!(shown["disabled_at"], json!(NOW.to_string()));
+    assert_eq!(shown["last_failure"], json!("it answered 500 Internal Server Error"));
+    assert_eq!((&shown["failures"], &shown["missed"]), (&json!(3), &json!(7)));
     let path = format!("/v1/webhooks/{id}/enable");
     for _ in 0..2 {
         let enabled = call(&fixture, Method::POST, &path, &key, &Value::Null).await.json();
         assert_eq!((&enabled["state"], &enabled["failures"]), (&json!("enabled"), &json!(0)));
+        assert_eq!((&enabled["last_failure"], &enabled["missed"]), (&Value::Null, &json!(7)));
     }
 }
 

@@ -176,9 +176,7 @@ impl Mover {
         while archived.load(Ordering::Acquire) < bounds.end && bounds.start < bounds.end {
             sleep(CAUGHT_UP_AGAIN).await;
         }
-        while !self.cancelled.is_fresh() {
-            sleep(CAUGHT_UP_AGAIN).await;
-        }
+        self.cancelled.fresh().await;
         let events = self.events(&page).await?;
         let count = events.len() as u64;
         if !events.is_empty() {

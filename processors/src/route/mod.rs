@@ -34,10 +34,10 @@ use futures_util::future::try_join_all;
 use metrics::counter;
 use serde::Deserialize;
 
-use crate::{pause, pause_if_stale};
 use crate::previous::Previous;
 use crate::whereabouts::Whereabouts;
 use crate::window::Window;
+use crate::{pause, pause_if_stale};
 
 /// Records that are read at once when a window is read back.
 const READ_BACK: usize = 1_000;

@@ -1,22 +1,32 @@
 //! Tells businesses at their webhooks what becomes of their messages (R9.3), by Standard Webhooks 1.0.
 //!
-//! Reads `message.status`; writes nothing but a dead letter of what an endpoint refused seven times. A stage of its own, in a
-//! group of its own, so that no endpoint ever delays what `notify` tells live. It makes no request itself: it hands records
-//! to the [`backlog`] of each endpoint, which are told side by side and each at its own pace, and goes on. So a record is
-//! settled when it is written down that its endpoints are still to be told of it, not when they are.
+//! Reads `message.status`, and `messages.accepted` for the step `sent`; writes nothing but a dead letter of what an endpoint
+//! refused on every try. A stage of its own, in a group of its own, so that no endpoint ever delays what `notify` tells live.
+//! It makes no request itself: it hands records to the backlog of each endpoint, which are told side by side and each at its
+//! own pace, and goes on. So a record is settled when it is written down that its endpoints are still to be told of it, not
+//! when they are.
 //!
-//! [`request`]: one request and its answer · [`endpoint`]: who may be asked now, who is disabled · [`backlog`]: what is still
-//! to be told, and the telling.
+//! [`request`]: one request and its answer · [`places`]: how many requests there are at a time, and whose · [`pace`]: how many
+//! an endpoint gets, and when it is left alone · [`endpoint`]: its webhook, and when it is disabled · [`shelf`]: what waits in
+//! memory · [`catchup`]: the log, read again for who is behind · [`parked`] and [`work`]: what was refused, and the order of
+//! events · [`teller`]: the task that tells · [`keeper`]: those that are disabled.
 //!
-//! *An answer is about the message, silence about the endpoint*: a refusal (4xx, 5xx) is tried again after 1, 2, 4, 8, 16 and
-//! 32 s and is then a dead letter (R4.1, R4.2); what does not answer, or is answered 502, 503 or 504 by what stands before
-//! it, spends no tries (R4.7). After 5 failures in a row an endpoint is left alone for a minute, then tried by one request.
+//! *An answer is about the message, silence about the endpoint*: an event that is refused (4xx, 500) is tried again by
+//! [`pace::DELAYS`]; it becomes a dead letter only after the last of them, and only if the endpoint takes others (R4.2).
+//! Silence, 429, 502, 503 and 504 are about the endpoint, and spend no tries of the event (R4.7).
 
-mod backlog;
+mod catchup;
 mod endpoint;
+mod keeper;
+mod pace;
+mod parked;
+mod places;
 mod request;
+mod shelf;
+mod teller;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -25,18 +35,26 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use async_trait::async_trait;
-use eshaar_model::{BusinessId, Clock, Principal, Status};
+use eshaar_model::{BusinessId, Clock, MessageId, Status, Timestamp, WebhookId};
 use eshaar_schemas::Codecs;
 use eshaar_service::metrics::DEAD_LETTERS;
-use eshaar_store::{StoreError, WebhookStore};
-use eshaar_topics::{AppendError, Log, NewRecord, Outcome, Received, Stage, StageError, Topic, headers, runner};
+use eshaar_service::workers;
+use eshaar_store::{AuditStore, StoreError, WebhookCursor, WebhookStore};
+use eshaar_topics::{
+    AppendError, Log, LogError, NewRecord, Outcome, Received, Stage, StageError, Topic, headers, runner,
+};
+use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
-use self::backlog::{Shelf, Teller};
-use self::endpoint::{Endpoint, Endpoints};
+use self::endpoint::{Endpoint, Endpoints, State, sender};
+use self::keeper::Keeper;
+use self::parked::{ACCEPTED, STATUS, Standing, TOPICS, index, place};
+use self::places::Places;
 pub use self::request::{Sender, SetupError};
+use self::shelf::{Dormant, Shelf};
+use self::teller::Teller;
 use crate::pause;
 
 /// How long is waited before an append that failed is tried again.
@@ -54,22 +72,20 @@ pub struct Options {
     pub ca_file: Option<PathBuf>,
     /// Seconds that a request may take in all.
     pub timeout_s: u64,
-    /// Most requests at once, to all endpoints (R6.7).
+    /// Most requests at once, to all endpoints (R6.7). A business has at most a fifth of them, and slow endpoints half.
     pub concurrent: NonZeroUsize,
     /// Most requests at once to one endpoint.
     pub concurrent_per_endpoint: NonZeroUsize,
     /// Records that wait in memory for an endpoint, for each partition; past it the log is read again.
     pub queue_records: usize,
-    /// Endpoints for which the log is read again at a time.
+    /// Endpoints for which the log is read again at a time, shared by businesses in the same way.
     pub readers: NonZeroUsize,
     /// Milliseconds after which it is looked up again which webhooks a business has.
     pub known_for_ms: u64,
     /// Seconds without anything to tell after which a backlog is put away.
     pub idle_s: u64,
-    /// Seconds that an endpoint is left alone after 5 failures in a row (R6.2).
-    pub open_for_s: u64,
-    /// Failures in a row after which an endpoint is disabled.
-    pub disable_after_failures: u32,
+    /// Milliseconds after which an answer counts as slow: the endpoint gets fewer requests at a time.
+    pub slow_ms: u64,
     /// Seconds of nothing but failures after which an endpoint is disabled.
     pub disable_after_s: i64,
     /// Milliseconds that are waited when the store does not answer.
@@ -89,9 +105,8 @@ impl Default for Options {
             readers: nonzero(4),
             known_for_ms: 5_000,
             idle_s: 30,
-            open_for_s: 60,
-            disable_after_failures: 140,
-            disable_after_s: 86_400,
+            slow_ms: 2_000,
+            disable_after_s: 5 * 86_400,
             pause_ms: 200,
         }
     }
@@ -103,6 +118,8 @@ pub struct Ports {
     pub log: Arc<dyn Log>,
     /// Webhooks, and how far they were told.
     pub store: Arc<dyn WebhookStore>,
+    /// Is told which endpoints were disabled.
+    pub audit: Arc<dyn AuditStore>,
     /// Records to bytes and back.
     pub codecs: Codecs,
     /// What makes and signs requests.
@@ -122,26 +139,35 @@ struct Shared {
     clock: Clock,
     sender: Arc<Sender>,
     endpoints: Endpoints,
-    requests: Arc<Semaphore>,
-    readers: Arc<Semaphore>,
+    requests: Arc<Places>,
+    readers: Arc<Places>,
     options: Options,
 }
 
 /// The backlogs of a partition and their tasks, which end with it.
 pub struct Partition {
+    tellers: Arc<Tellers>,
+    _keeper: AbortOnDropHandle<()>,
+    /// Records of `messages.accepted` from before are not told of.
+    accepted_from: Timestamp,
+}
+
+/// The tasks of a partition's endpoints.
+struct Tellers {
+    shared: Arc<Shared>,
     shelf: Arc<Shelf>,
-    tellers: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Webhooks {
     /// The stage.
     pub fn new(ports: Ports, options: Options) -> Self {
-        let Ports { log, store, codecs, sender, clock } = ports;
+        let Ports { log, store, audit, codecs, sender, clock } = ports;
         Self(Arc::new(Shared {
             sender,
-            endpoints: Endpoints::new(Arc::clone(&store), clock.clone(), options.clone()),
-            requests: Arc::new(Semaphore::new(options.concurrent.get())),
-            readers: Arc::new(Semaphore::new(options.readers.get())),
+            endpoints: Endpoints::new(Arc::clone(&store), audit, clock.clone(), options.clone()),
+            requests: Places::new(options.concurrent.get()),
+            readers: Places::new(options.readers.get()),
             log,
             store,
             codecs,
@@ -151,10 +177,17 @@ impl Webhooks {
     }
 
     /// Which endpoint is to be told of which record.
-    async fn wanted(&self, batch: &[Received]) -> Result<Vec<(Arc<Endpoint>, Received)>, Arc<StoreError>> {
+    async fn wanted(
+        &self,
+        batch: &[Received],
+        accepted_from: Timestamp,
+    ) -> Result<Vec<(Arc<Endpoint>, Received)>, Arc<StoreError>> {
         let mut known: AHashMap<BusinessId, Arc<[Arc<Endpoint>]>> = AHashMap::new();
         let mut wanted = Vec::new();
         for record in batch {
+            if record.position.topic == Topic::MessagesAccepted && record.timestamp < accepted_from {
+                continue;
+            }
             let Some(business) = sender(record) else { continue };
             let endpoints = if let Some(endpoints) = known.get(&business) {
                 endpoints
@@ -162,12 +195,8 @@ impl Webhooks {
                 let endpoints = self.0.endpoints.of(&business).await?;
                 known.entry(business).or_insert(endpoints)
             };
-            // Most businesses have none: not even the status is read.
-            if endpoints.is_empty() {
-                continue;
-            }
-            let status = status_of(record);
-            let told = endpoints.iter().filter(|endpoint| status.is_none_or(|status| endpoint.wants(status)));
+            // Most businesses have none: the record is not looked at.
+            let told = endpoints.iter().filter(|endpoint| endpoint.wants_record(record));
             wanted.extend(told.map(|endpoint| (Arc::clone(endpoint), record.clone())));
         }
         Ok(wanted)
@@ -176,52 +205,76 @@ impl Webhooks {
     /// Makes the backlogs that are not there yet: first their rows, then they themselves.
     async fn make_backlogs(
         &self,
-        partition: &mut Partition,
+        tellers: &Arc<Tellers>,
         wanted: &[(Arc<Endpoint>, Received)],
     ) -> Result<(), Arc<StoreError>> {
-        let mut fresh: Vec<(&Arc<Endpoint>, u64)> = Vec::new();
+        let shelf = &tellers.shelf;
+        let (live, mut fresh) = (shelf.live(), Vec::<(Arc<Endpoint>, Standing)>::new());
         for (endpoint, record) in wanted {
-            if !partition.shelf.has(endpoint.id) && fresh.iter().all(|(known, _)| known.id != endpoint.id) {
-                fresh.push((endpoint, record.position.offset));
+            let (topic, offset) = place(&record.position);
+            if shelf.has(endpoint.id) || fresh.iter().any(|(known, _)| known.id == endpoint.id) {
+                continue;
             }
+            let mut standing = Standing::at(live);
+            // Nothing before it is this endpoint's.
+            standing.told[topic] = standing.told[topic].max(offset);
+            standing.counted = standing.told;
+            fresh.push((Arc::clone(endpoint), standing));
         }
         if fresh.is_empty() {
             return Ok(());
         }
         let cursor =
-            |(endpoint, offset): &(&Arc<Endpoint>, u64)| self.0.cursor(endpoint.business.clone(), endpoint.id, *offset);
-        let cursors = fresh.iter().map(cursor).collect();
-        self.0.store.put_cursors(partition.shelf.partition, cursors).await.map_err(Arc::new)?;
-        for (endpoint, _) in fresh {
-            partition.shelf.make(endpoint.id, None);
-            partition.start(&self.0, Arc::clone(endpoint));
+            |(endpoint, standing): &(Arc<Endpoint>, Standing)| self.0.cursor(&endpoint.business, endpoint.id, standing);
+        self.0.store.put_cursors(shelf.partition, fresh.iter().map(cursor).collect()).await.map_err(Arc::new)?;
+        for (endpoint, standing) in fresh {
+            tellers.take_on(endpoint, standing, false);
         }
         Ok(())
     }
 
-    async fn hand_over(&self, partition: &mut Partition, batch: &[Received]) -> Result<(), String> {
-        let wanted = self.wanted(batch).await.map_err(|error| error.to_string())?;
-        if let Some((endpoint, _)) = wanted.iter().find(|(endpoint, _)| !self.can_sign(endpoint)) {
-            return Err(format!("the key of webhook {} is not in webhooks.key_file", endpoint.id));
+    async fn hand_over(&self, partition: &Partition, batch: &[Received]) -> Result<(), Arc<StoreError>> {
+        let wanted = self.wanted(batch, partition.accepted_from).await?;
+        let shelf = &partition.tellers.shelf;
+        let mut live = shelf.live();
+        for record in batch {
+            live[index(record.position.topic)] = record.position.offset + 1;
         }
-        let live = batch.last().map_or(0, |record| record.position.offset + 1);
-        let shelf = Arc::clone(&partition.shelf);
         let _rows = shelf.rows.lock().await;
-        self.make_backlogs(partition, &wanted).await.map_err(|error| error.to_string())?;
+        self.make_backlogs(&partition.tellers, &wanted).await?;
         let wanted = wanted.into_iter().map(|(endpoint, record)| (endpoint.id, record)).collect();
-        shelf.offer(wanted, live, self.0.options.queue_records);
+        shelf.offer(wanted, live, self.0.options.queue_records, self.0.clock.now());
         Ok(())
     }
 
-    fn can_sign(&self, endpoint: &Endpoint) -> bool {
-        endpoint.enabled().is_none_or(|webhook| self.0.sender.can_sign(&webhook))
+    /// From when on records of `messages.accepted` are told of. A group of a version that did not read the topic begins it now.
+    async fn accepted_from(&self, partition: u32) -> Result<Timestamp, LogError> {
+        let committed = async |topic| self.0.log.committed(Self::NAME, topic, partition).await;
+        let is_new = committed(Topic::MessagesAccepted).await?.is_none();
+        let is_upgraded = is_new && committed(Topic::MessageStatus).await?.is_some();
+        Ok(if is_upgraded { self.0.clock.now() } else { Timestamp::from_millis(i64::MIN) })
     }
 }
 
-impl Partition {
-    fn start(&mut self, shared: &Arc<Shared>, endpoint: Arc<Endpoint>) {
-        let teller = Teller { shared: Arc::clone(shared), shelf: Arc::clone(&self.shelf), endpoint };
-        self.tellers.spawn(teller.run());
+impl Tellers {
+    /// Takes an endpoint on that stands there: begins to tell it, or remembers it while it is disabled. With `is_resumed` what
+    /// the stage has read meanwhile is in the log alone.
+    fn take_on(self: &Arc<Self>, endpoint: Arc<Endpoint>, standing: Standing, is_resumed: bool) {
+        if endpoint.state() == State::Disabled {
+            let dormant = Dormant { business: endpoint.business.clone(), standing, is_new: false };
+            return self.shelf.put_away(endpoint.id, dormant);
+        }
+        self.shelf.make(endpoint.id, &standing, is_resumed);
+        let teller = Teller { shared: Arc::clone(&self.shared), shelf: Arc::clone(&self.shelf), endpoint };
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(workers::guarded("webhook", teller.run(standing)));
+    }
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        self.tellers.tasks.lock().abort_all();
     }
 }
 
@@ -233,39 +286,51 @@ impl Stage for Webhooks {
     type Partition = Partition;
 
     fn inputs(&self) -> Vec<(Topic, u32)> {
-        vec![(Topic::MessageStatus, 1)]
+        TOPICS.map(|topic| (topic, 1)).to_vec()
     }
 
     /// Goes on with who was behind when the owner before left.
     async fn open(&self, partition: u32, next: &[(Topic, u64)]) -> Result<Partition, StageError> {
-        let live = next.first().map_or(0, |(_, offset)| *offset);
-        let mut opened = Partition { shelf: Arc::new(Shelf::new(partition, live)), tellers: JoinSet::new() };
         let failed = |error: &dyn std::fmt::Display| StageError(error.to_string());
+        let live = TOPICS.map(|topic| next.iter().find(|(of, _)| *of == topic).map_or(0, |(_, offset)| *offset));
+        let shelf = Arc::new(Shelf::new(partition, live));
+        let tellers = Arc::new(Tellers { shared: Arc::clone(&self.0), shelf, tasks: Mutex::default() });
         for cursor in self.0.store.cursors(partition).await.map_err(|error| failed(&error))? {
             let endpoints = self.0.endpoints.of(&cursor.business).await.map_err(|error| failed(&error))?;
             let endpoint = endpoints.iter().find(|endpoint| endpoint.id == cursor.webhook);
-            let goes_on = |endpoint: &Arc<Endpoint>| endpoint.enabled().is_some() && cursor.epoch == self.0.log.epoch();
-            if let Some(endpoint) = endpoint.filter(|endpoint| goes_on(endpoint)) {
-                opened.shelf.make(endpoint.id, Some(cursor.offset));
-                opened.start(&self.0, Arc::clone(endpoint));
-            } else {
-                let removed = self.0.store.remove_cursor(partition, cursor.webhook).await;
-                removed.map_err(|error| failed(&error))?;
+            let standing = Standing::decode(cursor.offset, &cursor.state, live[ACCEPTED]);
+            if let Some(endpoint) = endpoint.filter(|_| cursor.epoch == self.0.log.epoch()) {
+                tellers.take_on(Arc::clone(endpoint), standing, true);
+                continue;
             }
+            if let Some(endpoint) = endpoint.filter(|_| standing.waiting > 0) {
+                // The log was made anew.
+                self.0.endpoints.missed(endpoint, standing.waiting).await;
+            }
+            let removed = self.0.store.remove_cursor(partition, cursor.webhook).await;
+            removed.map_err(|error| failed(&error))?;
         }
-        Ok(opened)
+        let accepted_from = self.accepted_from(partition).await.map_err(|error| failed(&error))?;
+        let keeper = Keeper { tellers: Arc::clone(&tellers) };
+        let keeper = AbortOnDropHandle::new(tokio::spawn(workers::guarded("webhook-keeper", keeper.run())));
+        Ok(Partition { tellers, _keeper: keeper, accepted_from })
     }
 
     async fn handle(&self, partition: &mut Partition, batch: &[Received]) -> Vec<Outcome> {
-        while partition.tellers.try_join_next().is_some() {}
         match self.hand_over(partition, batch).await {
             Ok(()) => batch.iter().map(|_| Outcome::Done).collect(),
-            Err(reason) => vec![pause(&self.0.clock, self.0.options.pause_ms, &reason)],
+            Err(error) => vec![pause(&self.0.clock, self.0.options.pause_ms, &error)],
         }
     }
 }
 
 impl Shared {
+    /// Where an endpoint stands, to be written down.
+    fn cursor(&self, business: &BusinessId, webhook: WebhookId, standing: &Standing) -> WebhookCursor {
+        let (offset, state) = (standing.told[STATUS], standing.encode());
+        WebhookCursor { business: business.clone(), webhook, epoch: self.log.epoch(), offset, state }
+    }
+
     /// The dead letter of a record that an endpoint refused on its last try; returns when it is there.
     async fn give_up(&self, record: &Received, attempts: i32, reason: &str) {
         const CODE: &str = "webhook_refused";
@@ -291,14 +356,15 @@ impl Shared {
     }
 }
 
-fn sender(record: &Received) -> Option<BusinessId> {
-    match record.headers.text(headers::FROM)?.parse().ok()? {
-        Principal::Business(business) => Some(business),
-        Principal::Phone(_) => None,
-    }
+/// The message that a record is about: its id is that of the record, up to the step.
+fn message_of(record: &Received) -> Option<MessageId> {
+    record.headers.text(headers::CE_ID)?.split('.').next()?.parse().ok()
 }
 
-/// The status that a record tells of, as its id says: `<message id>.<status>`.
+/// The step that a record tells of. That in `messages.accepted` is `sent`; that of a status is in its id.
 fn status_of(record: &Received) -> Option<Status> {
+    if record.position.topic == Topic::MessagesAccepted {
+        return Some(Status::Sent);
+    }
     record.headers.text(headers::CE_ID)?.split_once('.')?.1.parse().ok()
 }

@@ -18,7 +18,9 @@ use serde::Serialize;
 use super::Options;
 
 /// Longest time that an endpoint may ask us to wait.
-const LONGEST_WAIT: Duration = Duration::from_hours(1);
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+/// Shortest one.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// What is waited where an endpoint asks for a pause and does not say how long.
 const USUAL_WAIT: Duration = Duration::from_secs(10);
 
@@ -32,9 +34,31 @@ pub(super) enum Answer {
     /// 429: not now; when.
     Wait(Duration),
     /// It did not answer, or something before it said that it does not: nothing is said about the message.
-    Silent(String),
+    Silent {
+        /// What happened.
+        reason: String,
+        /// How long it asks us to wait (`Retry-After` of a 503).
+        wait: Option<Duration>,
+    },
     /// It answered otherwise, to this message.
     Refused(StatusCode),
+}
+
+impl Answer {
+    fn silent(reason: impl Into<String>) -> Self {
+        Self::Silent { reason: reason.into(), wait: None }
+    }
+
+    /// Its name in metrics.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Gone => "gone",
+            Self::Wait(_) => "wait",
+            Self::Silent { .. } => "silent",
+            Self::Refused(_) => "refused",
+        }
+    }
 }
 
 /// The options cannot be used.
@@ -86,16 +110,15 @@ impl Sender {
         Ok(Self { client: client.build()?, keys, allow_private })
     }
 
-    /// Whether requests to this endpoint can be signed.
-    pub(super) fn can_sign(&self, webhook: &Webhook) -> bool {
-        self.keys.secret(&webhook.key, webhook.id, webhook.generation).is_some()
-    }
-
     /// Tells an endpoint of a change, once. `id` names the event: it is the same at every try.
     pub(super) async fn tell(&self, webhook: &Webhook, id: &str, body: Vec<u8>, now: Timestamp) -> Answer {
+        // Of an operator's making: this endpoint alone waits for the key.
+        if self.keys.secret(&webhook.key, webhook.id, webhook.generation).is_none() {
+            return Answer::silent(NO_KEY);
+        }
         let url = match self.destination(&webhook.url) {
             Ok(url) => url,
-            Err(reason) => return Answer::Silent(reason.to_owned()),
+            Err(reason) => return Answer::silent(reason),
         };
         let request = self
             .client
@@ -106,8 +129,8 @@ impl Sender {
             .header("webhook-signature", self.signatures(webhook, id, &body, now))
             .body(body);
         match request.send().await {
-            Ok(answer) => meaning(answer.status(), answer.headers()),
-            Err(error) => Answer::Silent(reason(&error)),
+            Ok(answer) => meaning(answer.status(), answer.headers(), now),
+            Err(error) => Answer::silent(reason(&error)),
         }
     }
 
@@ -138,6 +161,7 @@ impl Sender {
     }
 }
 
+const NO_KEY: &str = "the key that its secret is made from is missing on the server; its operator must restore it";
 const NOT_PUBLIC: &str = "its host has no address of the internet";
 
 /// Looks names up, and keeps of their addresses those that may be connected to: what is checked is what is used.
@@ -159,19 +183,32 @@ impl Resolve for Guarded {
     }
 }
 
-fn meaning(status: StatusCode, headers: &HeaderMap) -> Answer {
+fn meaning(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Answer {
     match status {
         _ if status.is_success() => Answer::Taken,
         StatusCode::GONE => Answer::Gone,
-        StatusCode::TOO_MANY_REQUESTS => {
-            let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            Answer::Wait(asked.map_or(USUAL_WAIT, Duration::from_secs).clamp(Duration::from_secs(1), LONGEST_WAIT))
+        StatusCode::TOO_MANY_REQUESTS => Answer::Wait(retry_after(headers, now).unwrap_or(USUAL_WAIT)),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            Answer::Silent { reason: format!("it answered {status}"), wait: retry_after(headers, now) }
         }
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            Answer::Silent(format!("it answered {status}"))
-        }
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Answer::silent(format!("it answered {status}")),
         _ => Answer::Refused(status),
     }
+}
+
+/// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3), within bounds.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // One too large for a number is large.
+        text.parse().map_or(LONGEST_WAIT, Duration::from_secs)
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?;
+        let at = date.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let millis = i64::try_from(at.as_millis()).unwrap_or(i64::MAX).saturating_sub(now.as_millis());
+        Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+    };
+    Some(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT))
 }
 
 /// Why there was no answer, without the URL: it may hold a secret of its owner's.
@@ -220,13 +257,16 @@ pub(super) fn body(change: &StatusChanged) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// 2025-10-09 08:53:20 GMT.
+    const NOW: Timestamp = Timestamp::from_millis(1_760_000_000_000);
+
     #[test]
     fn an_answer_is_about_the_message_and_silence_about_the_endpoint() {
         let none = HeaderMap::new();
-        let of = |code: u16| meaning(StatusCode::from_u16(code).unwrap(), &none);
+        let of = |code: u16| meaning(StatusCode::from_u16(code).unwrap(), &none, NOW);
         assert_eq!([200, 204, 299].map(of), [Answer::Taken, Answer::Taken, Answer::Taken]);
         assert_eq!(of(410), Answer::Gone);
-        assert!([502, 503, 504].map(of).iter().all(|answer| matches!(answer, Answer::Silent(_))));
+        assert!([502, 503, 504].map(of).iter().all(|answer| matches!(answer, Answer::Silent { wait: None, .. })));
         for code in [301, 307, 400, 401, 404, 408, 500] {
             assert_eq!(of(code), Answer::Refused(StatusCode::from_u16(code).unwrap()));
         }
@@ -234,11 +274,34 @@ mod tests {
 
     #[test]
     fn the_wait_that_is_asked_for_is_kept_within_bounds() {
-        let of = |text: &'static str| {
+        let asked = |status, text: &'static str| {
             let headers = [(RETRY_AFTER, reqwest::header::HeaderValue::from_static(text))].into_iter().collect();
-            meaning(StatusCode::TOO_MANY_REQUESTS, &headers)
+            match meaning(status, &headers, NOW) {
+                Answer::Wait(wait) => Some(wait.as_secs()),
+                Answer::Silent { wait, .. } => wait.map(|wait| wait.as_secs()),
+                other => panic!("{other:?}"),
+            }
         };
-        let seconds = |seconds| Answer::Wait(Duration::from_secs(seconds));
-        assert_eq!([of("7"), of("0"), of("999999"), of("soon")], [7, 1, 3_600, 10].map(seconds));
+        let day = 24 * 3_600;
+        for (text, wait) in [
+            ("7", 7),
+            (" 7 ", 7),
+            ("0", 1),
+            ("999999", day),
+            ("99999999999999999999999", day),
+            ("Thu, 09 Oct 2025 08:55:20 GMT", 120),
+            ("Thursday, 09-Oct-25 08:55:20 GMT", 120),
+            ("Thu Oct  9 08:55:20 2025", 120),
+            ("Thu, 09 Oct 2025 08:00:00 GMT", 1),
+            ("Fri, 09 Oct 2026 08:55:20 GMT", day),
+        ] {
+            for status in [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE] {
+                assert_eq!(asked(status, text), Some(wait), "{status} {text}");
+            }
+        }
+        for text in ["soon", "", "-5", "1.5", "Thu, 99 Oct 2025 08:55:20 GMT"] {
+            assert_eq!(asked(StatusCode::TOO_MANY_REQUESTS, text), Some(10), "{text}");
+            assert_eq!(asked(StatusCode::SERVICE_UNAVAILABLE, text), None, "{text}");
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! Webhooks: written if they are as they were read, listed oldest first, of their business alone; and their cursors.
 
+use bytes::Bytes;
 use eshaar_model::{Status, WebhookId};
 use uuid::Uuid;
 
 use super::{Subject, start};
+use crate::webhooks::STATE_BYTES;
 use crate::{StoreError, Webhook, WebhookCursor};
 
 super::checks! {
@@ -29,6 +31,8 @@ fn webhook(subject: &Subject, of: &str, after_ms: i64) -> Webhook {
         disabled: None,
         failures: 0,
         failing_since: None,
+        last_failure: None,
+        missed: 0,
         revision: Uuid::nil(),
     }
 }
@@ -43,6 +47,8 @@ async fn a_webhook_comes_back_as_it_was_written(subject: &Subject) -> Result<(),
         disabled: Some((start().plus_millis(3), "it answered 410 Gone".to_owned())),
         failures: 140,
         failing_since: Some(start().plus_millis(1)),
+        last_failure: Some("it answered 500".to_owned()),
+        missed: 7,
         ..webhook(subject, "acme", 1)
     };
     for new in [plain, full] {
@@ -97,6 +103,11 @@ async fn a_deleted_one_is_gone_and_stays_so(subject: &Subject) -> Result<(), Sto
     Ok(())
 }
 
+fn state(offset: u64) -> Bytes {
+    // An empty one, and the largest.
+    Bytes::from(vec![7; if offset == 9 { STATE_BYTES } else { offset as usize }])
+}
+
 async fn the_newest_cursor_stands_until_it_is_removed(subject: &Subject) -> Result<(), StoreError> {
     let webhooks = &subject.store.webhooks;
     // A partition of our own.
@@ -106,6 +117,7 @@ async fn the_newest_cursor_stands_until_it_is_removed(subject: &Subject) -> Resu
         webhook,
         epoch: subject.epoch(1),
         offset,
+        state: state(offset),
     };
     let (one, other) = (WebhookId::new(start()), WebhookId::new(start().plus_millis(1)));
     webhooks.put_cursors(partition, vec![cursor(one, 5), cursor(other, 0)]).await?;

@@ -20,7 +20,7 @@ pub(super) struct Migration {
 }
 
 /// How many migrations there are: the version that this program needs.
-pub(super) const VERSION: i32 = 9;
+pub(super) const VERSION: i32 = 10;
 
 /// Each brings the tables from its index in this list to the next version. Never changed, only added to.
 pub(super) fn migrations(options: &Options) -> Vec<Migration> {
@@ -63,6 +63,16 @@ pub(super) fn migrations(options: &Options) -> Vec<Migration> {
             statements: version_9(),
             columns: &[],
             copies: &[Copy::Businesses, Copy::Tasks, Copy::OpenBroadcasts, Copy::ListsDue],
+        },
+        Migration {
+            what: "the failures and backlogs of webhooks",
+            statements: Vec::new(),
+            columns: &[
+                ("webhook", "last_failure", "text"),
+                ("webhook", "missed", "bigint"),
+                ("webhook_cursor", "state", "blob"),
+            ],
+            copies: &[],
         },
     ]
 }

@@ -85,7 +85,7 @@ macro_rules! webhooks {
     ($where:literal) => {
         concat!(
             "SELECT business, id, url, events, key, generation, rotated_at, created_at, disabled_at, disabled_reason,
-                 failures, failing_since, revision FROM webhook WHERE business = ?",
+                 failures, failing_since, last_failure, missed, revision FROM webhook WHERE business = ?",
             $where
         )
     };
@@ -226,18 +226,18 @@ statements! {
     count_timers: Read = "SELECT count(*) FROM timer WHERE partition = ? AND hour = ? AND (due, id) > (?, ?)";
 
     make_webhook: Conditional = "INSERT INTO webhook (url, events, key, generation, rotated_at, created_at,
-        disabled_at, disabled_reason, failures, failing_since, revision, business, id)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
+        disabled_at, disabled_reason, failures, failing_since, last_failure, missed, revision, business, id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS";
     replace_webhook: Conditional = "UPDATE webhook SET url = ?, events = ?, key = ?, generation = ?, rotated_at = ?,
-        created_at = ?, disabled_at = ?, disabled_reason = ?, failures = ?, failing_since = ?, revision = ?
-        WHERE business = ? AND id = ? IF revision = ?";
+        created_at = ?, disabled_at = ?, disabled_reason = ?, failures = ?, failing_since = ?, last_failure = ?, missed = ?,
+        revision = ? WHERE business = ? AND id = ? IF revision = ?";
     delete_webhook: Conditional = "DELETE FROM webhook WHERE business = ? AND id = ? IF EXISTS";
     webhook: Read = webhooks!(" AND id = ?");
     webhooks: Read = webhooks!(" LIMIT ?");
-    put_webhook_cursor: Write = "INSERT INTO webhook_cursor (partition, webhook, business, epoch, offset)
-        VALUES (?, ?, ?, ?, ?)";
+    put_webhook_cursor: Write = "INSERT INTO webhook_cursor (partition, webhook, business, epoch, offset, state)
+        VALUES (?, ?, ?, ?, ?, ?)";
     remove_webhook_cursor: Write = "DELETE FROM webhook_cursor WHERE partition = ? AND webhook = ?";
-    webhook_cursors: Read = "SELECT webhook, business, epoch, offset FROM webhook_cursor WHERE partition = ? LIMIT ?";
+    webhook_cursors: Read = "SELECT webhook, business, epoch, offset, state FROM webhook_cursor WHERE partition = ? LIMIT ?";
 
     put_business: Write = "INSERT INTO business (id) VALUES (?)";
     business: Read = "SELECT id FROM business WHERE id = ?";

@@ -2,6 +2,7 @@
 //! Cursors are rows of another table and need no decision.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use eshaar_model::{BusinessId, Epoch, MessageId, Status, WebhookId};
 use scylla::DeserializeRow;
 use scylla::value::CqlTimestamp;
@@ -34,11 +35,13 @@ impl WebhookStore for Cql {
     async fn replace(&self, webhook: Webhook) -> Result<Option<Webhook>, StoreError> {
         let call = self.call("replace_webhook")?;
         let changed = Webhook { revision: self.revision(), ..webhook.clone() };
-        let (url, events, key, generation, rotated, created, disabled, reason, failures, since, revision, of, id) =
-            values(&changed);
+        #[rustfmt::skip]
+        let (url, events, key, generation, rotated, created, disabled, reason, failures, since, last, missed, revision,
+            of, id) = values(&changed);
         let read = webhook.revision;
-        let values =
-            (url, events, key, generation, rotated, created, disabled, reason, failures, since, revision, of, id, read);
+        #[rustfmt::skip]
+        let values = (url, events, key, generation, rotated, created, disabled, reason, failures, since, last, missed,
+            revision, of, id, read);
         let decision = call.decide(&call.statements().replace_webhook, &values).await?;
         // Refused, and it is ours: an attempt before, whose outcome had not been known, was applied.
         let ours = decision.applied || decision.uuid("revision") == Some(changed.revision);
@@ -70,8 +73,9 @@ impl WebhookStore for Cql {
         let writes = cursors.into_iter().map(|cursor| {
             let business = cursor.business.as_str().to_owned();
             let place = (epoch(cursor.epoch), integer(cursor.offset));
-            let values = (partition as i32, Uuid::from(cursor.webhook), business, place.0, place.1);
-            Write::new(statement, values, CURSOR_BYTES)
+            let bytes = CURSOR_BYTES + cursor.state.len();
+            let values = (partition as i32, Uuid::from(cursor.webhook), business, place.0, place.1, cursor.state);
+            Write::new(statement, values, bytes)
         });
         call.write(writes.collect()).await
     }
@@ -85,13 +89,14 @@ impl WebhookStore for Cql {
     async fn cursors(&self, partition: u32) -> Result<Vec<WebhookCursor>, StoreError> {
         let call = self.call("webhook_cursors")?;
         let rows = call.read(&call.statements().webhook_cursors, (partition as i32, CURSORS)).await?;
-        call.rows(&rows, |(webhook, business, epoch, offset): (Uuid, String, i32, i64)| {
+        call.rows(&rows, |(webhook, business, epoch, offset, state): (Uuid, String, i32, i64, Option<Bytes>)| {
             let wrong = |field: &str| format!("cursor of webhook {webhook}: {field} is not as it was written");
             Ok(WebhookCursor {
                 business: business.parse().map_err(|_| wrong("business"))?,
                 webhook: WebhookId::try_from(webhook).map_err(|_| wrong("webhook"))?,
                 epoch: Epoch(u32::try_from(epoch).map_err(|_| wrong("epoch"))?),
                 offset: u64::try_from(offset).map_err(|_| wrong("offset"))?,
+                state: state.unwrap_or_default(),
             })
         })
     }
@@ -114,6 +119,8 @@ type Values<'a> = (
     Option<&'a str>,
     i32,
     Option<CqlTimestamp>,
+    Option<&'a str>,
+    i64,
     Uuid,
     &'a str,
     Uuid,
@@ -132,6 +139,8 @@ fn values(webhook: &Webhook) -> Values<'_> {
         disabled.map(|(_, reason)| reason.as_str()),
         webhook.failures as i32,
         webhook.failing_since.map(time),
+        webhook.last_failure.as_deref(),
+        integer(webhook.missed),
         webhook.revision,
         webhook.business.as_str(),
         webhook.id.into(),
@@ -158,6 +167,8 @@ struct Row {
     disabled_reason: Option<String>,
     failures: i32,
     failing_since: Option<CqlTimestamp>,
+    last_failure: Option<String>,
+    missed: Option<i64>,
     revision: Uuid,
 }
 
@@ -176,6 +187,8 @@ fn webhook(row: Row) -> Result<Webhook, String> {
         created_at: timestamp(row.created_at),
         disabled: row.disabled_at.map(timestamp).zip(row.disabled_reason),
         failing_since: row.failing_since.map(timestamp),
+        last_failure: row.last_failure,
+        missed: row.missed.unwrap_or_default().max(0) as u64,
         revision: row.revision,
     })
 }

@@ -14,8 +14,10 @@ use super::Options;
 const APPLICATION_ID: i32 = 0x6573_6831;
 
 /// Each brings the database from its index in this list to the next version. Never changed, only added to.
-const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9, VERSION_10];
+const MIGRATIONS: &[&str] = &[
+    VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9, VERSION_10,
+    VERSION_11,
+];
 
 const VERSION_1: &str = "
 -- The index of the phones' streams, in reading order within a lane. It lags behind `stream_body`: what is missing in it is
@@ -227,6 +229,13 @@ ALTER TABLE message ADD COLUMN retries INTEGER;
 const VERSION_10: &str = "
 -- The list of recipients of a broadcast that is to be sent: it stays for as long.
 ALTER TABLE broadcast ADD COLUMN list BLOB;
+";
+
+const VERSION_11: &str = "
+-- Why a webhook failed last, the events that the log removed before it took them; and what else is kept of its backlog.
+ALTER TABLE webhook ADD COLUMN last_failure TEXT;
+ALTER TABLE webhook ADD COLUMN missed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE webhook_cursor ADD COLUMN state BLOB NOT NULL DEFAULT x'';
 ";
 
 /// What opening the file may end in, besides SQLite's own errors.

@@ -6,7 +6,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Error, OptionalExtension as _, Result, Row, params};
 use uuid::Uuid;
 
-use super::columns::{identity, integer, optional_timestamp, text, timestamp, unsigned};
+use super::columns::{bytes, identity, integer, optional_timestamp, text, timestamp, unsigned};
 use super::{Operation, Sqlite};
 use crate::webhooks::{CURSORS, LISTED, event_names};
 use crate::{StoreError, Webhook, WebhookCursor, WebhookStore};
@@ -15,7 +15,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, business, url, events, key, generation, rotated_at, created_at, disabled_at, disabled_reason,
-                 failures, failing_since, revision FROM webhook ",
+                 failures, failing_since, revision, last_failure, missed FROM webhook ",
             $rest
         )
     };
@@ -76,12 +76,13 @@ impl WebhookStore for Sqlite {
     async fn put_cursors(&self, partition: u32, cursors: Vec<WebhookCursor>) -> Result<(), StoreError> {
         self.write(Operation::new("put_webhook_cursors"), cursors.len(), move |tables| {
             let mut put = tables.db.prepare_cached(
-                "INSERT OR REPLACE INTO webhook_cursor (partition, webhook, business, epoch, offset)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT OR REPLACE INTO webhook_cursor (partition, webhook, business, epoch, offset, state)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
             for cursor in &cursors {
-                let WebhookCursor { business, webhook, epoch, offset } = cursor;
-                put.execute(params![partition, webhook.as_bytes(), business.as_str(), epoch.0, integer(*offset)])?;
+                let WebhookCursor { business, webhook, epoch, offset, state } = cursor;
+                let (id, business, offset) = (webhook.as_bytes(), business.as_str(), integer(*offset));
+                put.execute(params![partition, id, business, epoch.0, offset, &state[..]])?;
             }
             Ok(())
         })
@@ -102,7 +103,7 @@ impl WebhookStore for Sqlite {
     async fn cursors(&self, partition: u32) -> Result<Vec<WebhookCursor>, StoreError> {
         self.query(Operation::new("webhook_cursors"), move |db| {
             db.prepare_cached(
-                "SELECT business, webhook, epoch, offset FROM webhook_cursor WHERE partition = ?1 ORDER BY webhook
+                "SELECT business, webhook, epoch, offset, state FROM webhook_cursor WHERE partition = ?1 ORDER BY webhook
                  LIMIT ?2",
             )?
             .query_map(params![partition, CURSORS], cursor)?
@@ -119,12 +120,13 @@ impl Sqlite {
 }
 
 const INSERT: &str = "INSERT INTO webhook (id, business, url, events, key, generation, rotated_at, created_at,
-         disabled_at, disabled_reason, failures, failing_since, revision)
-     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13 WHERE ?14 IS NULL
+         disabled_at, disabled_reason, failures, failing_since, revision, last_failure, missed)
+     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?15, ?16 WHERE ?14 IS NULL
      ON CONFLICT DO NOTHING";
 
 const UPDATE: &str = "UPDATE webhook SET url = ?3, events = ?4, key = ?5, generation = ?6, rotated_at = ?7,
-         created_at = ?8, disabled_at = ?9, disabled_reason = ?10, failures = ?11, failing_since = ?12, revision = ?13
+         created_at = ?8, disabled_at = ?9, disabled_reason = ?10, failures = ?11, failing_since = ?12, revision = ?13,
+         last_failure = ?15, missed = ?16
      WHERE business = ?2 AND id = ?1 AND revision = ?14";
 
 fn write(db: &Connection, statement: &'static str, webhook: &Webhook, read: Option<Uuid>) -> Result<bool> {
@@ -144,6 +146,8 @@ fn write(db: &Connection, statement: &'static str, webhook: &Webhook, read: Opti
         webhook.failing_since.map(Timestamp::as_millis),
         webhook.revision.as_bytes(),
         read.as_ref().map(Uuid::as_bytes),
+        webhook.last_failure,
+        integer(webhook.missed),
     ])?;
     Ok(written == 1)
 }
@@ -172,6 +176,8 @@ fn webhook(row: &Row<'_>) -> Result<Webhook> {
         failures: row.get(10)?,
         failing_since: optional_timestamp(row, 11)?,
         revision: identity(row, 12, Uuid::from_slice)?,
+        last_failure: row.get(13)?,
+        missed: unsigned(row, 14)?,
     })
 }
 
@@ -181,5 +187,6 @@ fn cursor(row: &Row<'_>) -> Result<WebhookCursor> {
         webhook: identity(row, 1, WebhookId::from_bytes)?,
         epoch: Epoch(row.get(2)?),
         offset: unsigned(row, 3)?,
+        state: bytes(row, 4)?,
     })
 }

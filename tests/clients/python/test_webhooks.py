@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,10 +77,48 @@ async def test_a_receiver_that_fails_or_sleeps_misses_nothing_through_a_crash(to
     told.kill()
     receiver.status = 204
     told.start()
-    await receiver.until(lambda: len(receiver.shown) == 50)
+    await receiver.until(lambda: list(receiver.shown.values()).count("delivered") == 50)
     assert receiver.shown == {id: "delivered" for id in ids}
     first_tries = {headers["webhook-id"]: body for headers, body in reversed(receiver.requests)}
     assert all(first_tries[headers["webhook-id"]] == body for headers, body in receiver.requests)
+
+
+async def test_every_step_that_the_api_shows_is_told_once_and_in_order(told: Server, receiver: Receiver):
+    online, away = Phone.new(told), Phone.new(told)
+    async with Business(told.url, told.demo_key) as business:
+        await subscribe(business, receiver)
+        read = await business.say(online.number, "one")
+        assert await ack_all(online, 1, read=True) == [read]
+        expired = await business.say(away.number, "two", ttl_s=1)
+        cancelled = await business.say(away.number, "three")
+        assert (await business.http.post(f"/v1/messages/{cancelled}/cancel")).status_code == 200
+        broadcast = (
+            await business.http.post("/v1/broadcasts", json={"to": [away.number], "content": "four", "ttl_s": 2})
+        ).json()["id"]
+        last = {read: "read", expired: "expired", cancelled: "cancelled"}
+
+        def events() -> dict[str, list[str]]:
+            steps: dict[str, list[str]] = {}
+            for headers, _ in list(receiver.requests):
+                id, step = headers["webhook-id"].split(".")
+                steps.setdefault(id, []).append(step)
+            return steps
+
+        # The broadcast's message is the fourth.
+        await receiver.until(lambda: [steps[-1] for steps in events().values()].count("expired") == 2)
+        await receiver.until(lambda: all(events()[id][-1] == step for id, step in last.items()))
+        for id, steps in events().items():
+            shown = await business.message(id)
+            assert steps[0] == "sent" and steps[-1] == shown["status"] == last.get(id, "expired")
+            assert sorted(steps, key=RANK.__getitem__) == steps and len(set(steps)) == len(steps)
+            assert {step["step"] for step in shown["timeline"]} == set(steps)
+
+        async def progress() -> dict:
+            return (await business.http.get(f"/v1/broadcasts/{broadcast}")).json()["progress"]
+
+        async with asyncio.timeout(30):
+            while (await progress())["expired"] != 1:
+                await asyncio.sleep(0.05)
 
 
 async def test_both_secrets_sign_after_a_rotation_and_another_does_not(told: Server, receiver: Receiver):
@@ -101,7 +140,7 @@ async def test_both_secrets_sign_after_a_rotation_and_another_does_not(told: Ser
         with pytest.raises(WebhookVerificationError):
             receiver.verified("whsec_" + "A" * 43 + "=", headers, body)
         with pytest.raises(WebhookVerificationError):
-            receiver.verified(rotated["secret"], headers, body.replace(b"delivered", b"read     "))
+            receiver.verified(rotated["secret"], headers, body.replace(b"message.", b"massage."))
 
 
 async def test_one_that_is_gone_is_disabled_and_may_be_enabled(told: Server, receiver: Receiver):
