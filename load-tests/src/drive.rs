@@ -21,6 +21,7 @@ use crate::scenario::Scenario;
 use crate::sender::Sender;
 use crate::spawned::Spawned;
 use crate::watch::{Process, Watch};
+use crate::webhooks::Endpoints;
 
 /// Longest time for the recipients to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_mins(3);
@@ -94,6 +95,10 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     let is_cluster = matches!(target.spawned, Some(Spawned::Cluster(_)));
     ensure!(scenario.chaos.events.is_empty() || is_cluster, "`chaos.events` are those of a cluster: --spawn --engines");
     let run = Arc::new(Run::new(scenario, target.access.clone(), RunClock::start(), seed)?);
+    let endpoints = match &run.scenario.webhooks {
+        Some(options) => Some((Endpoints::start(options, &run, target).await?, options)),
+        None => None,
+    };
     let recipients = gather(&run, seed).await?;
     let mut drive = Drive {
         watch: Watch::begin(&target.processes()),
@@ -113,6 +118,10 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     run.all_sent.cancel();
     drive.drain().await?;
     let total_s = since_first();
+    let mut webhook = None;
+    if let Some((endpoints, options)) = &endpoints {
+        webhook = Some(endpoints.told(run.totals.accepted.get(), options).await);
+    }
     drive.watch.sample(&drive.target.processes());
     let usage = drive.watch.usage(run.totals.accepted.get());
     let failed = drive.target.failed().await?;
@@ -141,6 +150,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         stops_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::stops)),
         reconnects: run.reconnects.report(&metrics),
         failed,
+        webhook,
         gave_up: run.given_up.is_cancelled(),
         usage,
         failures: Vec::new(),

@@ -35,6 +35,7 @@ mod store_bench;
 mod talk;
 mod token;
 mod watch;
+mod webhooks;
 
 use std::process::ExitCode;
 

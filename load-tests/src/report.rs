@@ -14,6 +14,7 @@ use crate::procfs::Machine;
 use crate::reconnects;
 use crate::scenario::Checks;
 use crate::watch::Usage;
+use crate::webhooks::Told;
 
 /// The report of a run.
 #[derive(Debug, Serialize)]
@@ -52,6 +53,8 @@ pub struct Report {
     pub stops_ms: Vec<f64>,
     /// What stages failed on; `None` for a server that was not spawned.
     pub failed: Option<Failed>,
+    /// What the good endpoint for webhooks was told, where there is one.
+    pub webhook: Option<Told>,
     /// Whether sending ended before everything was sent, since nobody answered.
     pub gave_up: bool,
     /// CPU and memory.
@@ -148,6 +151,9 @@ impl Report {
         let rate = self.accepted_rate.min(self.received_rate);
         let wanted = checks.min_rate;
         forbid(rate < wanted as f64, format!("{rate:.0} messages a second, at least {wanted} are wanted"));
+        if let Some(told) = &self.webhook {
+            failures.extend(told.failures(self.accounts.accepted));
+        }
         self.failures = failures;
     }
 }
@@ -203,6 +209,14 @@ impl fmt::Display for Report {
         }
         if let Some(failed) = &self.failed {
             writeln!(f, "stages failed        {failed}")?;
+        }
+        if let Some(told) = &self.webhook {
+            writeln!(
+                f,
+                "webhook              {} sent, {} delivered, {} repeats, {} out of order; caught up {:.0} ms after the last \
+                 message; {} requests to hostile endpoints",
+                told.sent, told.delivered, told.repeats, told.out_of_order, told.caught_up_ms, told.hostile_requests
+            )?;
         }
         self.usage.fmt(f)?;
         for failure in &self.failures {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::accounts::LANES;
 use crate::events::Event;
+use crate::webhooks;
 
 /// A load test.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +30,8 @@ pub struct Scenario {
     /// What is checked at the end.
     #[serde(default)]
     pub checks: Checks,
+    /// Endpoints for webhooks (`--spawn` only); those who receive acknowledge everything then.
+    pub webhooks: Option<webhooks::Options>,
     /// What is done to the server meanwhile (`--spawn` only).
     #[serde(default)]
     pub chaos: Chaos,
