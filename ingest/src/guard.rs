@@ -1,5 +1,5 @@
 //! Lets a request through to its handler only as the table of operations allows
-//! ([`operations`](eshaar_auth::operations)): a handler cannot forget to check its caller, and a route that the table does
+//! ([`eshaar_auth::operations`]): a handler cannot forget to check its caller, and a route that the table does
 //! not have is not answered.
 
 use axum::extract::{MatchedPath, Request, State};
