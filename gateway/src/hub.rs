@@ -96,6 +96,8 @@ pub(crate) struct Times {
     pub(crate) writing: AtomicU32,
     /// Since when it has waited for room in the window.
     pub(crate) waiting: AtomicU32,
+    /// Since when it has not read from its socket, because it has no room for look-ups.
+    pub(crate) paused: AtomicU32,
     /// Since when messages are held for it, because the newest cancellations are not known.
     pub(crate) held: AtomicU32,
     /// The last rescue ([`Hub::rescue`]) that it took part in.
@@ -110,6 +112,8 @@ pub(crate) struct Handle {
     pub(crate) id: u64,
     pub(crate) principal: Principal,
     pub(crate) times: Times,
+    /// Its look-ups of messages that are not settled ([`crate::look_ups`]).
+    pub(crate) look_ups: AtomicUsize,
     inbox: Mutex<Inbox>,
     signals: AtomicU32,
     wake: Notify,
@@ -280,6 +284,7 @@ impl Hub {
             id,
             principal: principal.clone(),
             times,
+            look_ups: AtomicUsize::new(0),
             inbox: Mutex::default(),
             signals: AtomicU32::new(0),
             wake: Notify::new(),

@@ -4,9 +4,9 @@
 //! Reads `deliveries` (its own slot) and the history store; writes `message.status`, acknowledged positions and presence.
 //! It never writes history, and accepts no message itself: what clients send goes through the port [`Conversations`]. Files
 //! in the order of a connection's life: `accept` → `session` (over `socket`, `wire`, `protocol`; `chat` where it talks) ←
-//! `hub` ← `slot`; `receipts` takes what clients acknowledge; `typing` goes from gateway to gateway; `timer` ends what goes
-//! on for too long. `admission` bounds what sessions read from the store, `edges` keeps what all of them need of it, `entries`
-//! keeps them in presence.
+//! `hub` ← `slot`; `receipts` takes what clients acknowledge, `look_ups` what of it must be looked up first; `typing` goes
+//! from gateway to gateway; `timer` ends what goes on for too long. `admission` bounds what sessions read from the store,
+//! `edges` keeps what all of them need of it, `entries` keeps them in presence.
 
 mod accept;
 mod admission;
@@ -15,6 +15,7 @@ mod close;
 mod edges;
 mod entries;
 mod hub;
+mod look_ups;
 mod message;
 mod options;
 mod protocol;
@@ -40,6 +41,7 @@ use eshaar_auth::Authenticator;
 use eshaar_model::Clock;
 use eshaar_presence::{Presence, PresenceError};
 use eshaar_schemas::Codecs;
+use eshaar_service::metrics::GATEWAY_RECEIPTS_LOST;
 use eshaar_service::workers;
 use eshaar_store::Store;
 use eshaar_topics::{Cancelled, Log, LogError};
@@ -119,6 +121,9 @@ impl Gateway {
         tasks.spawn(workers::guarded("gateway-timer", timer::run(Arc::clone(&shared), stop.clone())));
         tasks.spawn(workers::guarded("gateway-entries", entries::run(Arc::clone(&shared), stop.clone())));
         tasks.spawn(workers::guarded("gateway-receipts", receipts::run(Arc::clone(&shared), stop.clone())));
+        for _ in 0..look_ups::WORKERS {
+            tasks.spawn(workers::guarded("gateway-look-ups", look_ups::run(Arc::clone(&shared), stop.clone())));
+        }
         Ok(Self { shared, tasks, stop })
     }
 
@@ -139,10 +144,17 @@ impl Gateway {
         let in_order = async {
             self.shared.hub.close_all(Close::ShuttingDown);
             self.shared.hub.emptied().await;
+            self.shared.look_ups.flushed().await;
             self.shared.receipts.flushed().await;
         };
         if tokio::time::timeout(deadline, in_order).await.is_err() {
-            tracing::warn!(sessions = self.sessions(), "sessions were cut off at the end of the drain");
+            let look_ups = self.shared.look_ups.pending();
+            metrics::counter!(GATEWAY_RECEIPTS_LOST, "cause" => "drain").increment(look_ups as u64);
+            tracing::warn!(
+                sessions = self.sessions(),
+                look_ups,
+                "the drain took too long: sessions were cut off, and receipts of messages that were not looked up are lost"
+            );
         }
         if let Some(node) = self.shared.node()
             && let Err(error) = self.shared.presence.withdraw(&node).await
@@ -151,6 +163,8 @@ impl Gateway {
         }
         self.stop.cancel();
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!("the gateway's tasks did not end in time");
+        }
     }
 }

@@ -51,6 +51,12 @@ pub struct Options {
     pub places_every_ms: u64,
     /// Receipts that wait to be appended at most; past it clients that acknowledge are not read from.
     pub receipts: usize,
+    /// Pending look-ups, at most, of messages that clients acknowledge or read and that their sessions do not know.
+    pub look_ups: usize,
+    /// Pending look-ups of one session at most; past it the client is not read from. At least 256, the ids of a frame.
+    pub look_ups_per_session: usize,
+    /// Look-ups a second of one session over a long time.
+    pub look_ups_per_s: u32,
     /// Clients are told to reconnect after a random time of at most this many milliseconds.
     pub reconnect_spread_ms: u64,
     /// Seconds between announcements that this gateway lives.
@@ -86,6 +92,9 @@ impl Default for Options {
             acks_every_ms: 5,
             places_every_ms: 200,
             receipts: 20_000,
+            look_ups: 50_000,
+            look_ups_per_session: 1_024,
+            look_ups_per_s: 2_000,
             reconnect_spread_ms: 5_000,
             announce_every_s: 5,
             presence_refresh_s: 10,

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::AHashMap;
-use eshaar_model::{Cursor, MessageId, Phone, Principal, Status, Timestamp};
-use eshaar_schemas::{Message, StatusChanged};
+use eshaar_model::{Cursor, Phone, Principal, Status, Timestamp};
+use eshaar_schemas::StatusChanged;
 use eshaar_store::{StoreError, StreamStore};
 use eshaar_topics::{AppendError, NewRecord, flow};
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::message::{self, Subject};
+use crate::message::Subject;
 use crate::shared::Shared;
 
 /// Most records of one append.
@@ -27,30 +27,45 @@ const BATCH: usize = 1_000;
 /// Waits before a failed append or write is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A receipt for a message that is not known to its session: its row may not be written yet when it is looked for.
-const LOOKS: u8 = 6;
-
-/// Wait between looks.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// A message that its recipient says to have got, or read, and that is still to be looked up.
-struct Unknown {
-    by: Principal,
-    id: MessageId,
-    status: Status,
-    at: Timestamp,
-    looks: u8,
-    due: Instant,
-}
+/// How long the last write of places may take, at the end of a process.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Waiting {
     statuses: Vec<NewRecord>,
-    unknown: Vec<Unknown>,
-    /// How far phones acknowledged; the statuses before it are in `statuses` or appended.
-    places: AHashMap<Phone, Cursor>,
-    /// Places that are being written.
-    writing: AHashMap<Phone, Cursor>,
+    /// How far phones acknowledged; the statuses before it are in `statuses`, or are in the log.
+    places: Places,
+    /// Places whose statuses are being appended.
+    appending: Places,
+    /// Places whose statuses are in the log.
+    appended: Places,
+    /// Places that are being written to the store.
+    writing: Places,
+}
+
+/// How far phones acknowledged.
+type Places = AHashMap<Phone, Cursor>;
+
+impl Waiting {
+    /// How far a phone acknowledged, as far as the store may not know it.
+    fn place(&self, phone: Phone) -> Option<Cursor> {
+        [&self.places, &self.appending, &self.appended, &self.writing]
+            .into_iter()
+            .fold(None, |known, places| further(known, places.get(&phone).copied()))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.statuses.is_empty()
+            && [&self.places, &self.appending, &self.appended, &self.writing]
+                .into_iter()
+                .all(|places| places.is_empty())
+    }
+}
+
+fn merge(places: &mut Places, more: Places) {
+    for (phone, cursor) in more {
+        places.entry(phone).and_modify(|known| *known = known.max(cursor)).or_insert(cursor);
+    }
 }
 
 /// Receipts of all sessions.
@@ -58,6 +73,8 @@ pub(crate) struct Receipts {
     waiting: Mutex<Waiting>,
     limit: usize,
     more: Notify,
+    /// Places may be written.
+    placed: Notify,
     room: Notify,
     idle: Notify,
     busy: AtomicBool,
@@ -69,6 +86,7 @@ impl Receipts {
             waiting: Mutex::default(),
             limit,
             more: Notify::new(),
+            placed: Notify::new(),
             room: Notify::new(),
             idle: Notify::new(),
             busy: AtomicBool::new(false),
@@ -80,26 +98,16 @@ impl Receipts {
         let mut waiting = self.waiting.lock();
         let was_empty = waiting.statuses.is_empty() && waiting.places.is_empty();
         waiting.statuses.extend(statuses);
-        if let Some((phone, cursor)) = place {
-            waiting.places.entry(phone).and_modify(|known| *known = known.max(cursor)).or_insert(cursor);
-        }
+        merge(&mut waiting.places, place.into_iter().collect());
         drop(waiting);
         if was_empty {
             self.more.notify_one();
         }
     }
 
-    /// A message that is not known to the session of `by` has reached `status`, *delivered* or *read*, if it is for them.
-    pub(crate) fn look_up(&self, by: Principal, id: MessageId, status: Status, at: Timestamp) {
-        let unknown = Unknown { by, id, status, at, looks: 0, due: Instant::now() };
-        self.waiting.lock().unknown.push(unknown);
-        self.more.notify_one();
-    }
-
     /// Whether as many receipts wait as may.
     pub(crate) fn is_full(&self) -> bool {
-        let waiting = self.waiting.lock();
-        waiting.statuses.len() + waiting.unknown.len() >= self.limit
+        self.waiting.lock().statuses.len() >= self.limit
     }
 
     /// Waits until fewer receipts wait than the limit.
@@ -115,13 +123,17 @@ impl Receipts {
 
     /// How far a phone acknowledged, what is not written yet included.
     pub(crate) async fn acked(&self, streams: &dyn StreamStore, phone: Phone) -> Result<Option<Cursor>, StoreError> {
-        let unwritten = |waiting: &Waiting| {
-            let (a, b) = (waiting.places.get(&phone).copied(), waiting.writing.get(&phone).copied());
-            further(a, b)
-        };
         // Before the store: what is written in between is in one or the other.
-        let ours = unwritten(&self.waiting.lock());
+        let ours = self.waiting.lock().place(phone);
         Ok(further(ours, streams.acked(phone).await?))
+    }
+
+    /// Takes the places that may be written, those of a write that failed included.
+    fn take_appended(&self) -> Vec<(Phone, Cursor)> {
+        let mut waiting = self.waiting.lock();
+        let appended = std::mem::take(&mut waiting.appended);
+        merge(&mut waiting.writing, appended);
+        waiting.writing.iter().map(|(phone, cursor)| (*phone, *cursor)).collect()
     }
 
     /// Waits until everything that came before has been written.
@@ -129,9 +141,7 @@ impl Receipts {
         loop {
             let idle = self.idle.notified();
             {
-                let waiting = self.waiting.lock();
-                let empty = waiting.statuses.is_empty() && waiting.places.is_empty() && waiting.writing.is_empty();
-                if empty && !self.busy.load(Ordering::Acquire) {
+                if self.waiting.lock().is_empty() && !self.busy.load(Ordering::Acquire) {
                     return;
                 }
             }
@@ -172,54 +182,79 @@ pub(crate) fn status(
         .ok()
 }
 
-/// Writes receipts until `shutdown`, then what is left.
+/// Writes receipts until `shutdown`, then what is left. Statuses and places are written side by side: a status needs only
+/// the log, and does not wait for the store.
 pub(crate) async fn run(shared: std::sync::Arc<Shared>, shutdown: CancellationToken) {
-    let receipts = &shared.receipts;
-    let gather = Duration::from_millis(shared.options.acks_every_ms);
-    let between_places = Duration::from_millis(shared.options.places_every_ms);
-    let mut places_due = Instant::now();
-    loop {
-        let next = next_due(receipts, places_due);
-        tokio::select! {
-            () = receipts.more.notified() => tokio::time::sleep(gather).await,
-            () = sleep_until(next) => {}
-            () = shutdown.cancelled() => break,
-        }
-        look_up(&shared).await;
-        write(&shared, Instant::now() >= places_due).await;
-        if Instant::now() >= places_due {
-            places_due = Instant::now() + between_places;
+    tokio::join!(append_statuses(&shared, &shutdown), write_places(&shared, &shutdown));
+    append_waiting(&shared).await;
+    let left = shared.receipts.take_appended();
+    // What is not written is sent again, to clients that do not resume by a cursor.
+    if !left.is_empty() {
+        match tokio::time::timeout(LAST_WRITE, shared.streams.ack(left)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "acknowledged positions were not written at the end"),
+            Err(_) => tracing::warn!("acknowledged positions were not written at the end: the store did not answer"),
         }
     }
-    write(&shared, true).await;
 }
 
-/// When the writer must look again by itself.
-fn next_due(receipts: &Receipts, places_due: Instant) -> Option<Instant> {
-    let waiting = receipts.waiting.lock();
-    let places = (!waiting.places.is_empty()).then_some(places_due);
-    let unknown = waiting.unknown.iter().map(|unknown| unknown.due).min();
-    places.into_iter().chain(unknown).min()
+async fn append_statuses(shared: &Shared, shutdown: &CancellationToken) {
+    let gather = Duration::from_millis(shared.options.acks_every_ms);
+    loop {
+        tokio::select! {
+            () = shared.receipts.more.notified() => tokio::time::sleep(gather).await,
+            () = shutdown.cancelled() => return,
+        }
+        append_waiting(shared).await;
+    }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+/// Writes places to the store, behind the statuses that they stand for, until `shutdown`.
+async fn write_places(shared: &Shared, shutdown: &CancellationToken) {
+    let between = Duration::from_millis(shared.options.places_every_ms);
+    loop {
+        tokio::select! {
+            () = shared.receipts.placed.notified() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let mut places = shared.receipts.take_appended();
+        while !places.is_empty() {
+            match shared.streams.ack(places.clone()).await {
+                Ok(()) | Err(StoreError::Closed) => places = Vec::new(),
+                Err(error) => {
+                    tracing::warn!(%error, phones = places.len(), "acknowledged positions were not written; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => places = shared.receipts.take_appended(),
+                        () = shutdown.cancelled() => return,
+                    }
+                }
+            }
+        }
+        shared.receipts.waiting.lock().writing.clear();
+        shared.receipts.idle.notify_waiters();
+        tokio::select! {
+            () = tokio::time::sleep(between) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Waits until `at`, or for ever.
+pub(crate) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
 
-/// Appends the statuses that wait, and then, when they are due, writes the places they stand for.
-async fn write(shared: &Shared, places: bool) {
+/// Appends the statuses that wait.
+async fn append_waiting(shared: &Shared) {
     let receipts = &shared.receipts;
-    let (mut statuses, places) = {
+    let mut statuses = {
         let mut waiting = receipts.waiting.lock();
         receipts.busy.store(true, Ordering::Release);
-        if places {
-            waiting.writing = std::mem::take(&mut waiting.places);
-        }
-        let places: Vec<_> = waiting.writing.iter().map(|(phone, cursor)| (*phone, *cursor)).collect();
-        (std::mem::take(&mut waiting.statuses), places)
+        waiting.appending = std::mem::take(&mut waiting.places);
+        std::mem::take(&mut waiting.statuses)
     };
     receipts.room.notify_waiters();
     while !statuses.is_empty() {
@@ -227,22 +262,14 @@ async fn write(shared: &Shared, places: bool) {
         append(shared, statuses).await;
         statuses = rest;
     }
-    if !places.is_empty() {
-        while let Err(error) = shared.streams.ack(places.clone()).await {
-            if matches!(error, StoreError::Closed) {
-                break;
-            }
-            tracing::warn!(%error, phones = places.len(), "acknowledged positions were not written; trying again");
-            tokio::time::sleep(RETRY).await;
-        }
-        receipts.waiting.lock().writing.clear();
+    let mut waiting = receipts.waiting.lock();
+    let appended = std::mem::take(&mut waiting.appending);
+    if !appended.is_empty() {
+        merge(&mut waiting.appended, appended);
+        receipts.placed.notify_one();
     }
     receipts.busy.store(false, Ordering::Release);
     receipts.idle.notify_waiters();
-    let waiting = receipts.waiting.lock();
-    if !waiting.statuses.is_empty() {
-        receipts.more.notify_one();
-    }
 }
 
 /// Appends until it is known to be done: an unknown outcome is tried again, a repeat changes nothing.
@@ -257,44 +284,6 @@ async fn append(shared: &Shared, records: Vec<NewRecord>) {
             Err(error @ (AppendError::Refused { .. } | AppendError::Closed)) => {
                 tracing::error!(%error, records = records.len(), "statuses were lost");
                 return;
-            }
-        }
-    }
-}
-
-/// Looks up the messages that are not known to the sessions that got or read them, and records it for those that are theirs.
-async fn look_up(shared: &Shared) {
-    let now = Instant::now();
-    let due: Vec<Unknown> = {
-        let mut waiting = shared.receipts.waiting.lock();
-        waiting.unknown.extract_if(.., |unknown| unknown.due <= now).collect()
-    };
-    for mut unknown in due {
-        match shared.messages.get(unknown.id).await {
-            Ok(Some(stored)) if stored.row.recipient == unknown.by => {
-                let message = message::decode::<Message>(&shared.codecs, &stored.row.value).await.ok();
-                let subject = Subject {
-                    broadcast: message.as_ref().and_then(flow::broadcast_of),
-                    id: unknown.id,
-                    sender: stored.row.sender.to_string(),
-                    conversation: stored.row.conversation.map(|id| id.to_string()),
-                    correlation: unknown.id.to_string(),
-                };
-                let reached = [Status::Delivered, Status::Read].into_iter().take_while(|step| *step <= unknown.status);
-                let steps = reached.filter(|step| stored.steps.at(*step).is_none());
-                let records =
-                    steps.filter_map(|step| status(shared, &subject, &unknown.by, step, unknown.at)).collect();
-                shared.receipts.add(records, None);
-            }
-            Ok(None) | Err(_) if unknown.looks < LOOKS => {
-                unknown.looks += 1;
-                unknown.due = now + LOOK_AGAIN;
-                shared.receipts.waiting.lock().unknown.push(unknown);
-            }
-            // Another's message, or none.
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(message = %unknown.id, %error, "a receipt was lost: the message cannot be looked up");
             }
         }
     }

@@ -21,6 +21,7 @@ use crate::admission::Admission;
 use crate::chat::Conversations;
 use crate::edges::Edges;
 use crate::hub::{Handle, Hub, TICKS, Ticks};
+use crate::look_ups::LookUps;
 use crate::receipts::Receipts;
 use crate::typing::Typists;
 
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) typists: Typists,
     pub(crate) receipts: Receipts,
+    pub(crate) look_ups: LookUps,
     pub(crate) admission: Arc<Admission>,
     pub(crate) edges: Edges,
     /// All sessions are to be entered in presence again, at once.
@@ -114,6 +116,7 @@ impl Shared {
     pub(crate) fn new(parts: Parts, options: Options) -> Self {
         Self {
             receipts: Receipts::new(options.receipts),
+            look_ups: LookUps::new(options.look_ups, options.look_ups_per_session),
             admission: Admission::new(&options),
             edges: Edges::default(),
             all_absent: Notify::new(),

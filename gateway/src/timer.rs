@@ -67,7 +67,7 @@ fn look(shared: &Shared, handle: &Handle, now: Ticks, wall: Timestamp) {
         times.pinged.store(now, Relaxed);
         handle.ping();
     }
-    if is_set_for(&times.waiting, 1) {
+    if is_set_for(&times.waiting, 1) || is_set_for(&times.paused, 1) {
         handle.wake();
     }
     if times.held.load(Relaxed) != 0 && shared.cancelled.is_fresh() {

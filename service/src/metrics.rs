@@ -80,6 +80,8 @@ metrics_list! {
     GATEWAY_READS_WAITING = Gauge, "eshaar_gateway_reads_waiting", Count, "Reads of the store for sessions that wait for their turn.";
     GATEWAY_READS_FAILED = Counter, "eshaar_gateway_reads_failed_total", Count, "Reads of the store for sessions that failed or were refused, and are tried again.";
     GATEWAY_HELLOS_REFUSED = Counter, "eshaar_gateway_hellos_refused_total", Count, "Clients that were told to come back later because too many wait.";
+    GATEWAY_LOOK_UPS = Gauge, "eshaar_gateway_look_ups", Count, "Receipts whose messages are to be looked up in the history.";
+    GATEWAY_RECEIPTS_LOST = Counter, "eshaar_gateway_receipts_lost_total", Count, "Receipts that were not recorded, by cause: unknown_message (the history does not have it) or drain.";
     DELIVERY_SECONDS = Histogram, "eshaar_delivery_seconds", Seconds, "Time from acceptance to the first write to a socket, for messages sent from a hint.";
     WEBHOOK_REQUESTS = Counter, "eshaar_webhook_requests_total", Count, "Requests to webhooks, by answer: taken, refused, silent, wait or gone.";
     WEBHOOK_SECONDS = Histogram, "eshaar_webhook_seconds", Seconds, "Time of a request to a webhook.";

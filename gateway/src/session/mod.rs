@@ -1,20 +1,24 @@
 //! One client's session: reads its frames, one handler each, and sends it what waits for it. One task, no timer, and
-//! next to no memory while nothing happens. What it does in conversations is in `talking`.
+//! next to no memory while nothing happens. What it does in conversations is in `talking`, what it sends
+//! unasked in `sending`.
 //!
 //! It never writes history; what it was sent and what it acknowledged leave through [`crate::receipts`].
 
+mod allowance;
 mod catch_up;
 mod hello;
+mod reading;
 mod recipient;
+mod sending;
 mod talking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use eshaar_auth::operations::{self, Access, CHAT_STATUS, CONVERSATION_EVENT, Denied, ONE_WAY_STATUS};
+use eshaar_auth::operations::{self, Denied};
 use eshaar_auth::{AuthError, Identity};
-use eshaar_model::{MessageId, Phone, Principal, Status};
+use eshaar_model::{Phone, Principal, Status};
 use eshaar_service::metrics as names;
 use eshaar_topics::NewRecord;
 use futures_util::FutureExt;
@@ -22,10 +26,11 @@ use smallvec::SmallVec;
 
 use crate::chat::{self, Chat, Done};
 use crate::close::Close;
-use crate::hub::{About, Handle, Hint, Inbox, TICKS, Ticks};
-use crate::message::{Said, Subject};
+use crate::hub::Handle;
+use crate::message::Subject;
 use crate::protocol::{BadFrame, Reply, Request, shortened};
 use crate::receipts;
+use crate::session::allowance::Allowance;
 use crate::session::catch_up::{Catching, Read};
 use crate::session::recipient::{Recipient, Window};
 use crate::shared::Shared;
@@ -60,14 +65,6 @@ impl From<BadFrame> for End {
     }
 }
 
-/// How many frames a client may send: a token bucket.
-#[derive(Debug)]
-struct Allowance {
-    /// In tenths of a frame, since the clock ticks in tenths of a second.
-    tenths: u32,
-    at: Ticks,
-}
-
 /// A session over some byte stream.
 pub(crate) struct Session<S> {
     shared: Arc<Shared>,
@@ -75,7 +72,10 @@ pub(crate) struct Session<S> {
     /// As the credential that was shown last says.
     identity: Arc<Identity>,
     socket: Socket<S>,
+    /// Of frames from the client.
     allowance: Allowance,
+    /// Of messages that are looked up for receipts.
+    look_ups: Allowance,
     /// What a phone's session knows of its stream, once it has said hello.
     recipient: Option<Recipient>,
     /// While it is not at the head of its stream, or may not be.
@@ -113,11 +113,12 @@ pub(crate) async fn open<S: Io>(shared: Arc<Shared>, stream: S, identity: Identi
         return None;
     };
     shared.meters.opened.increment(1);
-    let allowance = Allowance { tenths: options.frames_burst * TICKS, at: now };
+    let allowance = Allowance::new(options.frames_burst, now);
+    let look_ups = Allowance::new(reading::burst(options.look_ups_per_s), now);
     let guard = Guard(Arc::clone(&shared), Arc::clone(&handle));
     let identity = Arc::new(identity);
     let (recipient, catching, chat) = (None, None, None);
-    Some(Box::new(Session { shared, handle, identity, socket, allowance, recipient, catching, chat, guard }))
+    Some(Box::new(Session { shared, handle, identity, socket, allowance, look_ups, recipient, catching, chat, guard }))
 }
 
 /// Serves the client whose session `opening` begins, until it ends. What is needed only to begin or to end is on the heap
@@ -162,12 +163,12 @@ impl<S: Io> Session<S> {
             if let Err(end) = self.send_what_waits().await {
                 return end;
             }
-            let handle = Arc::clone(&self.handle);
+            let (handle, is_paused) = (Arc::clone(&self.handle), self.is_paused());
             let event = tokio::select! {
                 biased;
                 done = chat::done(&mut self.chat) => Event::Done(done),
                 read = catch_up::read(&mut self.catching) => Event::Read(read),
-                received = self.socket.receive() => Event::Received(received),
+                received = self.socket.receive(), if !is_paused => Event::Received(received),
                 () = handle.woken() => Event::Woken,
             };
             let taken = match event {
@@ -180,98 +181,12 @@ impl<S: Io> Session<S> {
                 return end;
             }
             // Acks that came together make room together.
-            while let Some(received) = self.socket.receive().now_or_never() {
+            while !self.is_paused()
+                && let Some(received) = self.socket.receive().now_or_never()
+            {
                 if let Err(end) = self.take(received).await {
                     return end;
                 }
-            }
-        }
-    }
-
-    /// Does what others signalled, and sends what is in the inbox and what the stream still holds.
-    async fn send_what_waits(&mut self) -> Result<(), End> {
-        let signals = self.handle.take_signals();
-        if let Some(close) = signals.close {
-            return Err(End::Close(close, None));
-        }
-        // While the newest cancellations are not known, messages stay where they are.
-        let is_fresh = self.shared.cancelled.is_fresh();
-        let inbox = if is_fresh { self.handle.take_inbox() } else { Inbox::default() };
-        let mut frames = Frames::new();
-        if signals.ping {
-            frames.ping();
-            if self.identity.key_id.is_some() {
-                Box::pin(self.look_at_key()).await?;
-            }
-        }
-        if let Some(recipient) = &mut self.recipient {
-            recipient.behind |= inbox.overflowed;
-            recipient.doubt |= signals.behind;
-        }
-        if let Some(catching) = self.catching.as_mut().filter(|_| signals.behind || inbox.overflowed) {
-            catching.doubt();
-        }
-        if !inbox.hints.is_empty() {
-            self.send_hints(inbox.hints, &mut frames);
-        }
-        if (inbox.missed || signals.behind) && self.handle.is_live() {
-            frames.text(|bytes| Reply::Missed.render(bytes));
-        }
-        self.write(frames).await?;
-        if !is_fresh {
-            self.hold();
-            return Ok(());
-        }
-        let is_behind = self.recipient.as_ref().is_some_and(|recipient| recipient.behind || recipient.doubt);
-        if is_behind || self.catching.is_some() {
-            Box::pin(self.catch_up()).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits with messages until the newest cancellations are known: the timer wakes the session then.
-    fn hold(&self) {
-        self.handle.times.held.store(self.shared.ticks().max(1), Relaxed);
-        self.shared.meters.held.increment(1);
-    }
-
-    fn send_hints(&mut self, hints: Vec<Hint>, frames: &mut Frames) {
-        let now = self.shared.clock.now();
-        let identity = Arc::clone(&self.identity);
-        let may = |access: Access| access.check(&identity).is_ok();
-        for hint in hints {
-            match hint {
-                Hint::Message(ready) => self.send_hint(&ready, now, frames),
-                Hint::Said(said) if may(CONVERSATION_EVENT) => {
-                    Self::say(&self.shared, &self.handle.principal, &mut self.chat, &said, frames);
-                }
-                Hint::Frame(about, json) if may(access_of(about)) => {
-                    frames.text(|bytes| bytes.extend_from_slice(&json));
-                }
-                Hint::Typing(typing) => {
-                    if self.chat.as_ref().is_some_and(|chat| chat.has_joined(typing.conversation)) {
-                        let (conversation_id, from, on) = (typing.conversation, typing.from(), typing.on);
-                        frames.text(|bytes| Reply::Typing { conversation_id, from, on }.render(bytes));
-                    }
-                }
-                Hint::Said(_) | Hint::Frame(..) => {}
-            }
-        }
-    }
-
-    /// Sends what was said to `us`, or by us, unless it was taken back or has expired.
-    fn say(shared: &Shared, us: &Principal, chat: &mut Option<Box<Chat>>, said: &Arc<Said>, frames: &mut Frames) {
-        let (now, meters, subject) = (shared.clock.now(), &shared.meters, &said.subject);
-        if shared.cancelled.takes(&subject.sender, subject.id, subject.broadcast) {
-            meters.cancelled.increment(1);
-        } else if said.expired(now) {
-            meters.expired.increment(1);
-        } else {
-            frames.text(|bytes| said.render(bytes));
-            meters.sent_by_hint.increment(1);
-            if said.to.as_ref() == Some(us) {
-                meters.delivery_seconds.record(now.millis_since(said.accepted_at).max(0) as f64 / 1_000.0);
-                chat.get_or_insert_default().remember(Arc::clone(subject));
             }
         }
     }
@@ -387,7 +302,7 @@ impl<S: Io> Session<S> {
         let phone = recipient.phone;
         let place = recipient.place().map(|cursor| (phone, cursor));
         // What acknowledges something is bounded by what was sent.
-        self.allowance.tenths += TICKS;
+        self.allowance.give();
         self.shared.meters.acked.increment(acked.len() as u64);
         let records = self.statuses(&acked, phone, Status::Delivered);
         self.shared.receipts.add(records, place);
@@ -397,21 +312,6 @@ impl<S: Io> Session<S> {
     fn statuses(&self, subjects: &[Arc<Subject>], phone: Phone, status: Status) -> SmallVec<[NewRecord; 2]> {
         let (now, phone) = (self.shared.clock.now(), phone.into());
         subjects.iter().filter_map(|subject| receipts::status(&self.shared, subject, &phone, status, now)).collect()
-    }
-
-    async fn read(&mut self, ids: Vec<MessageId>) -> Result<(), End> {
-        let Some(phone) = self.handle.principal.phone() else { return Ok(()) };
-        let known = self.recipient.as_ref().map_or_else(Vec::new, |recipient| recipient.window.sent(&ids));
-        for id in ids {
-            if !known.iter().any(|subject| subject.id == id) {
-                self.shared.receipts.look_up(phone.into(), id, Status::Read, self.shared.clock.now());
-            }
-        }
-        let ids: Vec<MessageId> = known.iter().map(|subject| subject.id).collect();
-        self.acknowledge(|window| window.ack_ids(&ids));
-        self.shared.receipts.add(self.statuses(&known, phone, Status::Read), None);
-        self.shared.receipts.room().await;
-        Ok(())
     }
 
     async fn renew(&mut self, credential: &str) -> Result<(), End> {
@@ -473,13 +373,9 @@ impl<S: Io> Session<S> {
     }
 
     fn spend_frames(&mut self, count: u32) -> Result<(), End> {
-        let (options, now) = (&self.shared.options, self.shared.ticks());
-        let Allowance { tenths, at } = &mut self.allowance;
-        let earned = now.saturating_sub(*at).saturating_mul(options.frames_per_s);
-        *tenths = tenths.saturating_add(earned).min(options.frames_burst * TICKS);
-        *at = now;
-        *tenths = tenths.checked_sub(count.saturating_mul(TICKS)).ok_or(End::Close(Close::TooManyFrames, None))?;
-        Ok(())
+        let options = &self.shared.options;
+        self.allowance.earn(options.frames_per_s, options.frames_burst, self.shared.ticks());
+        if self.allowance.spend(count) { Ok(()) } else { Err(End::Close(Close::TooManyFrames, None)) }
     }
 
     async fn leave(self: Box<Self>, end: End) {
@@ -500,15 +396,6 @@ impl<S: Io> Session<S> {
             End::Away(away) => farewell(&shared, socket, Close::Overloaded, None, Some(away)).await,
             End::Gone => metrics::counter!(names::GATEWAY_CLOSED, "code" => "client").increment(1),
         }
-    }
-}
-
-/// Who receives frames of this kind.
-const fn access_of(about: About) -> Access {
-    match about {
-        About::OneWay => ONE_WAY_STATUS,
-        About::Chat => CHAT_STATUS,
-        About::Conversation => CONVERSATION_EVENT,
     }
 }
 

@@ -116,7 +116,7 @@ impl<S: Io> Session<S> {
     pub(super) async fn reached(&mut self, ids: Vec<MessageId>, status: Status) -> Result<(), End> {
         let (now, by) = (self.shared.clock.now(), &self.handle.principal);
         let steps = [Status::Delivered, Status::Read].into_iter().take_while(|step| *step <= status);
-        let mut records = SmallVec::new();
+        let (mut records, mut unknown) = (SmallVec::new(), Vec::new());
         for id in ids {
             match self.chat.as_deref().and_then(|chat: &Chat| chat.subject(id)) {
                 Some(subject) => {
@@ -124,14 +124,14 @@ impl<S: Io> Session<S> {
                         steps.clone().filter_map(|step| receipts::status(&self.shared, subject, by, step, now)),
                     );
                 }
-                None => self.shared.receipts.look_up(by.clone(), id, status, now),
+                None => unknown.push(id),
             }
         }
         self.shared.meters.acked.increment(records.len() as u64);
         self.shared.receipts.add(records, None);
         let shared = Arc::clone(&self.shared);
         shared.receipts.room().await;
-        Ok(())
+        self.look_up(&unknown, status).await
     }
 
     async fn refuse(&mut self, reference: Option<&str>, problem: &Problem) -> Result<(), End> {

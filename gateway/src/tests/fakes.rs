@@ -8,14 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use eshaar_auth::{AuthError, Identity};
 use eshaar_model::{
-    BusinessId, ConversationId, ConversationPosition, Cursor, Epoch, Lane, MessageId, Pair, Permission, Phone,
-    Principal, StreamPosition, Timestamp,
+    ConversationId, ConversationPosition, Cursor, Epoch, Lane, MessageId, Pair, Permission, Phone, Principal,
+    StreamPosition, Timestamp,
 };
 use eshaar_schemas::{Compatibility, Registry, RegistryError, SchemaId};
 use eshaar_service::Problem;
-use eshaar_store::{
-    MessageRow, MessageStore, SentPage, SentQuery, Step, StoreError, StoredMessage, StreamPage, StreamRow, StreamStore,
-};
+use eshaar_store::{StoreError, StreamPage, StreamRow, StreamStore};
 use eshaar_topics::{
     AppendError, Bounds, Consumer, Log, LogError, LogPosition, NewRecord, Reader, Record, StartAt, Topic,
 };
@@ -94,7 +92,6 @@ impl Credentials for FakeCredentials {
 }
 
 /// Streams of phones.
-#[derive(Default)]
 pub(super) struct FakeStreams {
     pub(super) rows: Mutex<HashMap<Phone, Vec<StreamRow>>>,
     pub(super) acked: Mutex<HashMap<Phone, Cursor>>,
@@ -105,6 +102,24 @@ pub(super) struct FakeStreams {
     /// Reads of heads and floors.
     pub(super) edge_reads: AtomicUsize,
     pub(super) strain: Strain,
+    /// A write of places takes one permit and does not give it back.
+    pub(super) ack_gate: Semaphore,
+}
+
+impl Default for FakeStreams {
+    fn default() -> Self {
+        Self {
+            rows: Mutex::default(),
+            acked: Mutex::default(),
+            floors: Mutex::default(),
+            heads: Mutex::default(),
+            reads: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
+            edge_reads: AtomicUsize::new(0),
+            strain: Strain::default(),
+            ack_gate: Semaphore::new(1_000_000),
+        }
+    }
 }
 
 /// How much a store takes: so many requests at once, each for some time; past that it says that it is overloaded.
@@ -217,6 +232,7 @@ impl StreamStore for FakeStreams {
     }
 
     async fn ack(&self, acks: Vec<(Phone, Cursor)>) -> Result<(), StoreError> {
+        self.ack_gate.acquire().await.unwrap().forget();
         for (phone, cursor) in acks {
             self.acked.lock().entry(phone).and_modify(|known| *known = known.max(cursor)).or_insert(cursor);
         }
@@ -225,42 +241,6 @@ impl StreamStore for FakeStreams {
 
     async fn trim(&self, _now: Timestamp) -> Result<usize, StoreError> {
         Ok(0)
-    }
-}
-
-/// Messages by id.
-#[derive(Default)]
-pub(super) struct FakeMessages(pub(super) Mutex<HashMap<MessageId, StoredMessage>>);
-
-#[async_trait]
-impl MessageStore for FakeMessages {
-    async fn put(&self, _rows: Vec<MessageRow>) -> Result<(), StoreError> {
-        unimplemented!("written by archive")
-    }
-
-    async fn reach(&self, _steps: Vec<Step>) -> Result<(), StoreError> {
-        unimplemented!("written by archive")
-    }
-
-    async fn set_retries(&self, _: MessageId, _: u32) -> Result<(), StoreError> {
-        unimplemented!("written by route")
-    }
-
-    async fn retries(&self, _: MessageId) -> Result<u32, StoreError> {
-        unimplemented!("asked by ingest")
-    }
-
-    async fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        Ok(self.0.lock().get(&id).cloned())
-    }
-
-    async fn get_many(&self, ids: &[MessageId]) -> Result<Vec<Option<StoredMessage>>, StoreError> {
-        let messages = self.0.lock();
-        Ok(ids.iter().map(|id| messages.get(id).cloned()).collect())
-    }
-
-    async fn sent_by(&self, _: &BusinessId, _: SentQuery, _: Timestamp) -> Result<SentPage, StoreError> {
-        unimplemented!("asked by ingest")
     }
 }
 

@@ -2,12 +2,14 @@
 //! paused clock, so that nothing waits.
 
 mod accepting;
+mod fake_messages;
 mod fake_presence;
 mod fakes;
 mod fresh;
 mod fuzz;
 mod large;
 mod lifecycle;
+mod look_ups;
 mod operations;
 mod receiving;
 mod resuming;
@@ -30,8 +32,9 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
+use self::fake_messages::FakeMessages;
 use self::fake_presence::FakePresence;
-use self::fakes::{EPOCH, FakeConversations, FakeCredentials, FakeLog, FakeMessages, FakeRegistry, FakeStreams};
+use self::fakes::{EPOCH, FakeConversations, FakeCredentials, FakeLog, FakeRegistry, FakeStreams};
 use crate::shared::{Credentials, Parts, Shared};
 use crate::{Close, Gateway, Options, session};
 

@@ -252,7 +252,7 @@ async fn a_read_of_what_another_session_was_sent_is_looked_up_and_one_of_somebod
         let mut steps = StatusSteps::default();
         steps.reach(Status::Delivered, world.clock.now());
         let stored = StoredMessage { row, steps, failure_reason: None };
-        world.messages.0.lock().insert(id, stored);
+        world.messages.rows.lock().insert(id, stored);
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(world.statuses().await, [(mine, "read".to_owned())]);

@@ -218,7 +218,7 @@ async fn a_business_acknowledges_and_reads_what_it_was_sent_and_what_it_was_not(
             value: world.codecs.encode(message).unwrap(),
         };
         let stored = StoredMessage { row, steps: eshaar_model::StatusSteps::default(), failure_reason: None };
-        world.messages.0.lock().insert(message.id, stored);
+        world.messages.rows.lock().insert(message.id, stored);
     }
     client.send(json!({"op": "ack", "ids": [got.id, others.id]})).await;
     client.send(json!({"op": "read", "ids": [seen.id, earlier.id]})).await;
