@@ -2,7 +2,8 @@
 //! it.
 //!
 //! Text from the environment and from `--set` is read by the type of its key in the defaults: the value of a text key is
-//! taken as it is, whatever it looks like. No error shows a value or a part of a file: either may be a secret.
+//! taken as it is, whatever it looks like; only `--set` also takes a TOML string (`key="text"`). No error shows a value or a
+//! part of a file: either may be a secret.
 
 mod error;
 mod typed;
@@ -50,7 +51,8 @@ pub fn load<T: DeserializeOwned>(defaults: &str, sources: Sources<'_>) -> Result
         figment = figment.merge(Layer::of(&types, source, &key, &value)?);
     }
     for (key, text) in sources.set {
-        figment = figment.merge(Layer::of(&types, format!("--set {key}"), key, text)?);
+        let text = types.unquoted(key, text);
+        figment = figment.merge(Layer::of(&types, format!("--set {key}"), key, &text)?);
     }
     for (key, value) in sources.flags {
         figment = figment.merge(Layer { source: "the command line".to_owned(), table: nested(key, value.clone()) });
@@ -188,6 +190,16 @@ mode = "fast"
             let options = from_environment(&[("ESHAAR_LISTEN", text), ("ESHAAR_INGEST__PASSWORD", text)]).unwrap();
             assert_eq!((options.listen.as_str(), options.ingest.password.as_deref()), (text, Some(text)));
         }
+    }
+
+    #[test]
+    fn a_setting_may_be_a_string_of_toml() {
+        let set = |value: &str| {
+            let set = [("listen".to_owned(), value.to_owned())];
+            load::<Options>(DEFAULTS, Sources { set: &set, ..Sources::default() }).unwrap().listen
+        };
+        assert_eq!((set("\"a \\\"b\"").as_str(), set("'c'").as_str()), ("a \"b", "c"));
+        assert_eq!((set("a\"b").as_str(), set("5").as_str(), set("\"").as_str()), ("a\"b", "5", "\""));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Text read by the type of its key: the type of its value in the commented defaults.
 
+use std::borrow::Cow;
+
 use toml::{Table, Value};
 
 /// The type of each key.
@@ -38,6 +40,15 @@ impl Types {
             Some(Value::Table(_)) => toml(text).filter(Value::is_table).ok_or_else(|| "expected a table".into()),
             // Unknown keys are named when all is read.
             Some(Value::String(_) | Value::Datetime(_)) | None => Ok(Value::String(text.to_owned())),
+        }
+    }
+
+    /// The text of a TOML string, where the key takes text; anything else as it is.
+    pub(super) fn unquoted<'a>(&self, key: &str, text: &'a str) -> Cow<'a, str> {
+        let takes_text = matches!(self.example_at(key), Some(Value::String(_)) | None);
+        match toml(text) {
+            Some(Value::String(string)) if takes_text => Cow::Owned(string),
+            _ => Cow::Borrowed(text),
         }
     }
 
