@@ -254,7 +254,7 @@ def broadcast_bytes(body: int) -> int:
     values: dict[str, int] = {}
     for constant, expression in declared:
         with contextlib.suppress(NameError, SyntaxError):
-            values[constant] = int(eval(expression, {}, values))
+            values[constant] = int(eval(f"({expression})", {}, values))
     return max(body, values[name[1]])
 
 
