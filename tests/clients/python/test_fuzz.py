@@ -76,7 +76,7 @@ class Target:
         for _ in range(warm_up):
             await attack()
             await self.serves()
-            # The peak: rows that were read ahead for slow clients come and go from round to round.
+            # Memory goes up and down by more than 10 MiB from round to round: the last round alone may be a low one.
             before = max(before, self.server.rss_kib())
         for _ in range(rounds):
             await attack()
