@@ -1,6 +1,8 @@
 //! Queues of the CQL store: however many rows went through them, a read passes over few tombstones; and what stood in the
 //! tables before them is taken over.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use eshaar_model::{BroadcastId, RecipientsId, Timestamp};
 use eshaar_store::conformance::start;
@@ -16,6 +18,10 @@ const WARNED_OF: u64 = 1_000;
 
 /// What 100,000 a day are in half an hour.
 const HALF_AN_HOUR: usize = 2_083;
+
+/// Reads of a trace before it counts as incomplete: 10 s.
+const TRACE_READS: u32 = 100;
+const TRACE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Calls at once.
 const TOGETHER: usize = 40;
@@ -37,15 +43,24 @@ async fn tombstones(session: &Session, table: &str, queue: &str) -> u64 {
     most.max(traced(session, &format!("SELECT * FROM queue_bucket WHERE queue = '{queue}' LIMIT 2000")).await)
 }
 
+/// The tombstones that one read passes over. The nodes write the events of a trace behind the answer, so the trace is read until
+/// it has that event.
 async fn traced(session: &Session, read: &str) -> u64 {
     let mut statement = Statement::new(read);
     statement.set_tracing(true);
     let result = session.query_unpaged(statement, ()).await.unwrap();
-    let trace = session.get_tracing_info(&result.tracing_id().unwrap()).await.unwrap();
+    let id = result.tracing_id().unwrap();
     // "Read 0 live rows and 520 tombstone cells"
     let count = |activity: String| activity.strip_prefix("Read ")?.split(' ').nth(4)?.parse::<u64>().ok();
-    let counts = trace.events.into_iter().filter_map(|event| count(event.activity?));
-    counts.max().expect("the trace says how many tombstones were read")
+    for _ in 0..TRACE_READS {
+        if let Ok(trace) = session.get_tracing_info(&id).await
+            && let Some(most) = trace.events.into_iter().filter_map(|event| count(event.activity?)).max()
+        {
+            return most;
+        }
+        tokio::time::sleep(TRACE_PAUSE).await;
+    }
+    panic!("the trace of `{read}` does not say how many tombstones were read");
 }
 
 fn broadcast(at: Timestamp) -> BroadcastRow {
