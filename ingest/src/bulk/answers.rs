@@ -79,6 +79,8 @@ impl<'a> From<&'a Problem> for ErrorOf<'a> {
 /// Where answers come from, and whose memory they take.
 pub(super) struct Terms {
     pub(super) mode: Mode,
+    /// The number of the line before the first of the upload.
+    pub(super) after_line: u64,
     pub(super) business: BusinessId,
     pub(super) memory: Arc<Shares>,
     /// How long a client may read nothing where there is no more memory.
@@ -91,7 +93,7 @@ pub(super) struct Answers {
     queue: Arc<Queue>,
     accepted: u64,
     rejected: u64,
-    /// The last line that was settled.
+    /// The last line that was settled; the one before the upload where none was.
     last_line: u64,
 }
 
@@ -167,7 +169,8 @@ impl Answers {
     pub(super) fn new(terms: Terms) -> (Self, AnswerStream) {
         let queue = Arc::new(Queue::default());
         let stream = AnswerStream(Arc::clone(&queue));
-        (Self { terms, queue, accepted: 0, rejected: 0, last_line: 0 }, stream)
+        let last_line = terms.after_line;
+        (Self { terms, queue, accepted: 0, rejected: 0, last_line }, stream)
     }
 
     /// Answers a batch of lines, whether or not the client reads: they are settled.

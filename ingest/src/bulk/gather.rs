@@ -46,28 +46,17 @@ pub(super) struct Gathered {
     pub(super) end: Option<Result<(), Problem>>,
 }
 
-/// Where a line stands.
-#[derive(Clone, Copy)]
-struct Place {
-    /// Its number among all lines of the upload, from 1.
-    line: u64,
-    /// Its number among those that are not blank, from 1.
-    ordinal: u64,
-}
-
 /// Makes batches of lines.
 pub(super) struct Gather {
     submission: Arc<Submission>,
     lines: Lines,
-    /// Lines so far that were not blank.
-    count: u64,
-    /// A line that was read and belongs to the next batch.
-    left: Option<(Place, Bytes, Draft)>,
+    /// A line that was read and belongs to the next batch, with its number.
+    left: Option<(u64, Bytes, Draft)>,
 }
 
 impl Gather {
     pub(super) fn new(submission: Arc<Submission>, lines: Lines) -> Self {
-        Self { submission, lines, count: 0, left: None }
+        Self { submission, lines, left: None }
     }
 
     /// The next batch.
@@ -76,28 +65,25 @@ impl Gather {
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut keys = HashSet::new();
-        if let Some((place, text, draft)) = self.left.take() {
+        if let Some((line, text, draft)) = self.left.take() {
             keys.extend(draft.idempotency_key.clone());
-            entries.push(self.entry(place, &text, draft));
+            entries.push(self.entry(line, &text, draft));
         }
         while entries.len() < limit && bytes < BATCH_BYTES {
             match self.lines.next() {
                 Ok(Next::Line(line, Line::Text(text))) => {
-                    self.count += 1;
-                    let place = Place { line, ordinal: self.count };
                     bytes += text.len();
                     match self.parse(&text) {
                         Err(problem) => entries.push(Entry::Refused { line, problem }),
                         // A key that stands twice in one batch: its second use must find the first one answered.
                         Ok(draft) if draft.idempotency_key.as_ref().is_some_and(|key| !keys.insert(key.clone())) => {
-                            self.left = Some((place, text, draft));
+                            self.left = Some((line, text, draft));
                             break;
                         }
-                        Ok(draft) => entries.push(self.entry(place, &text, draft)),
+                        Ok(draft) => entries.push(self.entry(line, &text, draft)),
                     }
                 }
                 Ok(Next::Line(line, Line::TooLong)) => {
-                    self.count += 1;
                     entries.push(Entry::Refused { line, problem: self.too_long() });
                 }
                 Ok(Next::NotYet) if entries.is_empty() => {
@@ -123,15 +109,14 @@ impl Gather {
         submit::parse_line(text, Rules::of(&app.options), app.deps.clock.now())
     }
 
-    fn entry(&self, place: Place, text: &Bytes, mut draft: Draft) -> Entry {
+    fn entry(&self, line: u64, text: &Bytes, mut draft: Draft) -> Entry {
         let Submission { app, ids, .. } = &*self.submission;
-        let Place { line, ordinal } = place;
         let key = draft.idempotency_key.take();
         let meaning = if ids.is_some() || key.is_some() { meaning::of_one_way(KIND, &draft) } else { [0; 32] };
         let id = match ids {
             None => app.ids.mint(app.deps.clock.now()),
             Some(ids) if ids.by_bytes() => ids.of(line, text),
-            Some(ids) => ids.of(ordinal, &[&meaning[..], key.as_deref().unwrap_or_default().as_bytes()].concat()),
+            Some(ids) => ids.of(line, &[&meaning[..], key.as_deref().unwrap_or_default().as_bytes()].concat()),
         };
         if let Some(key) = key {
             let request = Fingerprint::new(meaning, KIND, text.slice_ref(text.trim_ascii()));

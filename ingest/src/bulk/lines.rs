@@ -33,7 +33,10 @@ pub(crate) struct Lines {
     /// Within a line that was found too long.
     dropping: bool,
     ended: bool,
-    number: u64,
+    /// Lines of the client's file before the first of the upload.
+    before: u64,
+    /// Lines of the upload so far.
+    count: u64,
     line_limit: usize,
     most: u64,
 }
@@ -46,10 +49,17 @@ impl Lines {
             scanned: 0,
             dropping: false,
             ended: false,
-            number: 0,
+            before: 0,
+            count: 0,
             line_limit: options.line_limit_bytes,
             most: options.max_lines,
         }
+    }
+
+    /// Numbers lines as those of a file of which `before` lines are not in the upload.
+    pub(crate) const fn numbered_after(mut self, before: u64) -> Self {
+        self.before = before;
+        self
     }
 
     /// The next line, as far as the upload is at hand. It takes in at most one chunk, so that blank or endless lines
@@ -58,14 +68,14 @@ impl Lines {
         let mut may_take = true;
         loop {
             if let Some(line) = self.cut() {
-                self.number += 1;
-                if self.number > self.most {
+                self.count += 1;
+                if self.count > self.most {
                     let detail = format!("an upload must have at most {} lines", self.most);
                     return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_lines", detail));
                 }
                 match line {
                     Line::Text(text) if text.trim_ascii().is_empty() => {}
-                    line => return Ok(Next::Line(self.number, line)),
+                    line => return Ok(Next::Line(self.before + self.count, line)),
                 }
             } else if self.ended {
                 return Ok(Next::End);

@@ -46,6 +46,9 @@ const PREFER: &str = "prefer";
 const PREFERENCE_APPLIED: &str = "preference-applied";
 const MINIMAL: &str = "return=minimal";
 
+/// Highest `after_line`. Ids of lines keep their order up to line 2^24, for which this leaves room for a million lines more.
+const MAX_AFTER_LINE: u64 = 15_000_000;
+
 /// What requests with an Idempotency-Key are distinguished by from those to other paths.
 const KIND: &str = "POST /v1/messages/bulk";
 
@@ -59,6 +62,8 @@ struct Submission {
     ids: Option<LineIds>,
     /// True if that key was used before: its lines may have been appended.
     is_repeat: bool,
+    /// Lines of the client's file before the first of the upload.
+    after_line: u64,
 }
 
 /// Send many messages
@@ -66,10 +71,10 @@ struct Submission {
 /// One message a line, answered by one line each, in order, while the upload goes on; the last line is the total. A line
 /// that is refused does not fail the rest. `Content-Encoding: gzip` and `zstd` are understood. A client that reads nothing before
 /// it has sent everything may ask for a summary. With an Idempotency-Key a repeat of the request sends only what was not sent
-/// before.
+/// before, and with `after_line` it need not upload the lines again that were answered.
 #[utoipa::path(
     post, path = "/v1/messages/bulk", tag = "messages", operation_id = "send_messages",
-    params(openapi::IdempotencyKey, openapi::AnswersQuery, openapi::PreferHeader),
+    params(openapi::IdempotencyKey, openapi::BulkQuery, openapi::PreferHeader),
     request_body(content = String, content_type = "application/x-ndjson",
         description = "One message a line, as in `POST /v1/messages`; each may have an `idempotency_key`",
         example = json!(openapi::BULK_EXAMPLE)),
@@ -87,7 +92,8 @@ pub(crate) async fn send(
     body: Body,
 ) -> Result<Response, Problem> {
     let business = caller.business()?.clone();
-    let mode = mode(query.as_deref(), &headers)?;
+    let parameters = Parameters::parse(query.as_deref(), &["answers", "after_line"])?;
+    let (mode, after_line) = (mode(&parameters, &headers)?, after_line(&parameters)?);
     if !body::is_of_type(&headers, &NDJSON) {
         return Err(problems::content_type(NDJSON[0]));
     }
@@ -97,11 +103,11 @@ pub(crate) async fn send(
     let replayed = held.as_ref().is_some_and(|held| held.repeat);
     let ids = held.as_ref().map(|held| LineIds::new(held.id, held.by_bytes));
     let (memory, stall_timeout) = (Arc::clone(&app.answers), app.options.bulk.stall_timeout());
-    let (answers, stream) = Answers::new(Terms { mode, business: business.clone(), memory, stall_timeout });
+    let (answers, stream) = Answers::new(Terms { mode, after_line, business: business.clone(), memory, stall_timeout });
     let source = Source::new(body, encoding, &app.options.bulk);
     let limits = app.admission.bulk_limits(&caller.0);
     let of_limits = app.admission.bulk_headers(&caller.0).await;
-    let submission = Arc::new(Submission { app, business, limits, origin, ids, is_repeat: replayed });
+    let submission = Arc::new(Submission { app, business, limits, origin, ids, is_repeat: replayed, after_line });
     tokio::spawn(run(submission, source, answers, (place, held)));
     let ndjson = [(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON[0]))];
     let mut response = (ndjson, Body::from_stream(stream)).into_response();
@@ -115,9 +121,19 @@ pub(crate) async fn send(
     Ok(response)
 }
 
+/// Lines before the upload: `?after_line`. Numbers and ids of its lines are those that they would have in the whole file.
+fn after_line(parameters: &Parameters) -> Result<u64, Problem> {
+    let Some(text) = parameters.get::<String>("after_line")? else { return Ok(0) };
+    let line =
+        text.parse().ok().filter(|line| *line <= MAX_AFTER_LINE && text.bytes().all(|byte| byte.is_ascii_digit()));
+    line.ok_or_else(|| {
+        problems::invalid_parameter("after_line", format!("must be an integer from 0 to {MAX_AFTER_LINE}"))
+    })
+}
+
 /// Which lines are to be answered: `?answers=summary`, or `Prefer: return=minimal` (RFC 7240), for those that are refused.
-fn mode(query: Option<&str>, headers: &HeaderMap) -> Result<Mode, Problem> {
-    match Parameters::parse(query, &["answers"])?.get::<String>("answers")?.as_deref() {
+fn mode(parameters: &Parameters, headers: &HeaderMap) -> Result<Mode, Problem> {
+    match parameters.get::<String>("answers")?.as_deref() {
         Some("all") => Ok(Mode::All),
         Some("summary") => Ok(Mode::Summary),
         Some(_) => Err(problems::invalid_parameter("answers", "must be `all` or `summary`")),
@@ -130,7 +146,7 @@ fn mode(query: Option<&str>, headers: &HeaderMap) -> Result<Mode, Problem> {
     }
 }
 
-/// A claim for the whole request. Its lines get ids that derive from the claim's, their place and their meaning, so a repeat
+/// A claim for the whole request. Its lines get ids that derive from the claim's, their number and their meaning, so a repeat
 /// is simply produced again: what stood already is dropped by the log's readers, and a line that was changed is a message of
 /// its own. So the claim needs no answer, and nothing of the upload to be compared by: its length depends on how it is spelled.
 async fn claim(app: &App, business: &BusinessId, headers: &HeaderMap) -> Result<Option<Held>, Problem> {
@@ -149,7 +165,8 @@ async fn claim(app: &App, business: &BusinessId, headers: &HeaderMap) -> Result<
 /// Where it ends before the upload does, the rest of the upload is taken in and thrown away: a client that reads nothing
 /// before it has sent everything would never come to read why.
 async fn run(submission: Arc<Submission>, source: Source, mut answers: Answers, held: (Share, Option<Held>)) {
-    let mut gather = Gather::new(Arc::clone(&submission), Lines::new(source, &submission.app.options.bulk));
+    let lines = Lines::new(source, &submission.app.options.bulk).numbered_after(submission.after_line);
+    let mut gather = Gather::new(Arc::clone(&submission), lines);
     let settle = Settle::new(submission);
     let mut gathered = gather.batch().await;
     let stop = loop {

@@ -23,11 +23,15 @@ pub(crate) struct IdempotencyKey {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it describes what `bulk` reads")]
-pub(crate) struct AnswersQuery {
+pub(crate) struct BulkQuery {
     /// `summary`: only lines that are refused have a result, and the total tells the rest. `all` when it is left out, unless
     /// the header `Prefer` says `return=minimal`.
     #[param(pattern = "^(all|summary)$", nullable = false)]
     answers: Option<String>,
+    /// The upload begins behind this line of the file: its first line has the next number, and with an Idempotency-Key each
+    /// line is the message that it would be if the whole file was sent. 0 when it is left out.
+    #[param(minimum = 0, maximum = 15_000_000, nullable = false)]
+    after_line: Option<u32>,
 }
 
 #[derive(IntoParams)]

@@ -290,6 +290,57 @@ async fn an_upload_may_have_a_mark_carriage_returns_blank_lines_and_no_last_end(
 }
 
 #[tokio::test]
+async fn an_upload_that_goes_on_behind_a_line_has_the_numbers_and_ids_of_the_whole_file() {
+    let fixture = Fixture::new().await;
+    let key = fixture.sender().await;
+    let text = lines(3) + "\nnot json\n" + &line("same") + "\n" + &line("same") + "\n";
+    let send = async |query: &str, body: &str| {
+        let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", "k")];
+        let path = format!("/v1/messages/bulk{query}");
+        fixture.call(crate::fixture::request(http::Method::POST, &path, &key, &headers, body.to_owned())).await
+    };
+    let whole = send("", &text).await.lines();
+    let numbers = |answer: &[Value]| answer.iter().filter_map(|line| line["line"].as_u64()).collect::<Vec<_>>();
+    assert_eq!(numbers(&whole), [1, 2, 3, 5, 6, 7]);
+    assert_ne!(whole[4]["id"], whole[5]["id"]);
+    for (after, answered) in [(0, 6), (1, 5), (2, 4), (3, 3), (4, 3), (5, 2), (6, 1), (7, 0)] {
+        let rest: String = text.split_inclusive('\n').skip(after).collect();
+        let answer = send(&format!("?after_line={after}"), &rest).await.lines();
+        assert_eq!(answer[..answered], whole[6 - answered..6], "after {after}");
+        assert_eq!(answer.len(), answered + 1);
+    }
+    // Of an upload in which no line was settled the last one is that before it.
+    let total = send("?answers=summary&after_line=7", "").await.lines();
+    assert_eq!(total, [json!({ "accepted": 0, "rejected": 0, "last_line": 7 })]);
+    let ids: std::collections::HashSet<_> =
+        fixture.accepted().await.iter().map(|record| fixture.message(record).id).collect();
+    assert_eq!(ids.len(), 5);
+}
+
+#[tokio::test]
+async fn lines_before_an_upload_do_not_count_towards_its_limit_and_a_number_that_is_none_is_refused() {
+    let mut few = options();
+    few.bulk.max_lines = 3;
+    let fixture = Fixture::with(few).await;
+    let key = fixture.sender().await;
+    let send = async |after: &str, count: usize| {
+        let path = format!("/v1/messages/bulk?after_line={after}");
+        let headers = [("content-type", "application/x-ndjson")];
+        fixture.call(crate::fixture::request(http::Method::POST, &path, &key, &headers, lines(count))).await
+    };
+    let answer = send("15000000", 4).await.lines();
+    assert_eq!(answer[2]["line"], 15_000_003);
+    assert_eq!((&answer[3]["error"]["code"], &answer[3]["last_line"]), (&json!("too_many_lines"), &json!(15_000_003)));
+    for bad in ["-1", "%2B1", "", "1.0", "x", "15000001", "99999999999999999999", "1&after_line=2"] {
+        let answer = send(bad, 1).await;
+        let code = if bad.contains('&') { "repeated_parameter" } else { "invalid_parameter" };
+        assert_eq!(answer.problem(400), code, "{bad}");
+        assert_eq!(answer.json()["field"], "after_line", "{bad}");
+    }
+    assert!(send("x", 1).await.json()["detail"].as_str().unwrap().ends_with("must be an integer from 0 to 15000000"));
+}
+
+#[tokio::test]
 async fn when_the_log_refuses_the_lines_say_so_and_what_follows_is_not_sent() {
     let fixture = Fixture::new().await;
     let key = fixture.sender().await;

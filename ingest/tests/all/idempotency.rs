@@ -227,10 +227,11 @@ async fn one_meaning_is_one_request_however_its_json_is_spelled() {
 async fn lines_of_one_meaning_are_one_message_however_they_are_spelled() {
     let fixture = Fixture::new().await;
     let credential = fixture.sender().await;
-    // Keyed as a whole: the same ids, though lengths and blank lines differ.
+    // Keyed as a whole: the same ids, though lengths and what blank lines are made of differ.
     let mut ids = Vec::new();
     for (number, body) in spellings("").into_iter().enumerate() {
-        let upload_of = format!("{}{body}\r\n{}{}\n", "\n".repeat(number), " ".repeat(number), self::body("b"));
+        let blank = " ".repeat(number);
+        let upload_of = format!("{blank}\n{body}\r\n{blank}{}\n", self::body("b"));
         let answers = fixture.call(upload(&credential, &[("idempotency-key", "k")], upload_of)).await.lines();
         assert_eq!(answers.last().unwrap(), &json!({ "accepted": 2, "rejected": 0 }));
         ids.push((answers[0]["id"].clone(), answers[1]["id"].clone()));
