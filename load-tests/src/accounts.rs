@@ -3,6 +3,8 @@
 //! Pure, and small: a bit a message, so that a million messages to 2,000 recipients are 125 KB. It knows every message by
 //! (recipient, seq): see [`crate::reference`].
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// Most violations that are kept as examples.
@@ -20,6 +22,18 @@ pub struct Sent {
     refused: Vec<u32>,
     /// Attempted, and never answered: may arrive, once. In order.
     unknown: Vec<u32>,
+    /// Accepted, and then cancelled.
+    cancelled: BTreeMap<u32, Cancelled>,
+}
+
+/// What became of the cancellation of an accepted message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancelled {
+    /// The id that the server gave the message.
+    pub id: String,
+    /// When the server's success was read, in microseconds of the run's clock: what arrives later is a violation. `None`
+    /// where no answer came: the message may arrive, and need not.
+    pub answered_us: Option<u64>,
 }
 
 /// How an attempt ended.
@@ -49,6 +63,11 @@ impl Sent {
         }
     }
 
+    /// Says that an accepted message was cancelled. Called in any order, after all were settled.
+    pub fn cancel(&mut self, seq: u32, cancelled: Cancelled) {
+        self.cancelled.insert(seq, cancelled);
+    }
+
     fn fate(&self, seq: u32) -> Option<Attempt> {
         if seq >= self.attempted {
             None
@@ -67,6 +86,8 @@ impl Sent {
 pub struct Inbox {
     seen: Vec<u64>,
     received: u32,
+    /// When each was received for the first time, in microseconds of the run's clock: those of a run with cancellations.
+    times_us: Option<BTreeMap<u32, u64>>,
     /// One above the highest seq received, a lane.
     next: [u32; LANES],
     violations: Vec<(Violation, u32)>,
@@ -85,15 +106,22 @@ pub enum Violation {
     OutOfOrder,
     /// Received, though never sent to this recipient, or refused.
     Unexpected,
+    /// Received for the first time when its cancellation had been answered longer ago than is allowed.
+    AfterCancel,
 }
 
 impl Violation {
-    const ALL: [Self; 4] = [Self::Lost, Self::Duplicated, Self::OutOfOrder, Self::Unexpected];
+    const ALL: [Self; 5] = [Self::Lost, Self::Duplicated, Self::OutOfOrder, Self::Unexpected, Self::AfterCancel];
 }
 
 impl Inbox {
-    /// Takes a message in. `true` where it is new, for whoever counts progress.
-    pub fn receive(&mut self, seq: u32, lane: usize) -> bool {
+    /// An inbox that keeps the times at which messages came, where the run cancels any.
+    pub fn new(keeps_times: bool) -> Self {
+        Self { times_us: keeps_times.then(BTreeMap::new), ..Self::default() }
+    }
+
+    /// Takes a message in, at a time in microseconds of the run's clock. `true` where it is new, for whoever counts progress.
+    pub fn receive(&mut self, seq: u32, lane: usize, at_us: u64) -> bool {
         if self.has(seq) {
             self.violate(Violation::Duplicated, seq);
             return false;
@@ -104,6 +132,9 @@ impl Inbox {
         }
         self.seen[word] |= bit;
         self.received += 1;
+        if let Some(times_us) = &mut self.times_us {
+            times_us.insert(seq, at_us);
+        }
         if seq < self.next[lane] {
             self.violate(Violation::OutOfOrder, seq);
         } else {
@@ -143,6 +174,8 @@ pub struct Example {
     pub recipient: u32,
     /// Which; `None` for one that nobody of this run sent.
     pub seq: Option<u32>,
+    /// More of it, where more is known.
+    pub detail: Option<String>,
 }
 
 /// What the books say.
@@ -164,22 +197,42 @@ pub struct Verdict {
     pub out_of_order: u64,
     /// Received, though never sent or refused.
     pub unexpected: u64,
+    /// What became of messages whose cancellation was answered as done.
+    pub cancelled: CancelledTotals,
     /// The first violations that were found.
     pub examples: Vec<Example>,
 }
 
+/// Totals of the messages whose cancellation was answered as done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CancelledTotals {
+    /// All of them.
+    pub answered: u64,
+    /// Never received.
+    pub withheld: u64,
+    /// Received before the answer.
+    pub before: u64,
+    /// Received after the answer, within the time that is allowed.
+    pub within: u64,
+    /// Received later than that: violations.
+    pub after: u64,
+    /// Longest time from an answer to the receipt, in microseconds.
+    pub longest_us: u64,
+}
+
 impl Verdict {
-    /// Compares the books of all recipients: each with what was sent to it and what it received.
-    pub fn of<'a>(accounts: impl IntoIterator<Item = (u32, &'a Sent, &'a Inbox)>) -> Self {
+    /// Compares the books of all recipients: each with what was sent to it and what it received. A cancelled message may be
+    /// received up to `grace_us` microseconds after the answer to its cancellation.
+    pub fn of<'a>(accounts: impl IntoIterator<Item = (u32, &'a Sent, &'a Inbox)>, grace_us: u64) -> Self {
         let mut verdict = Self::default();
         for (recipient, sent, inbox) in accounts {
-            verdict.add(recipient, sent, inbox);
+            verdict.add(recipient, sent, inbox, grace_us);
         }
         verdict
     }
 
     /// Adds a recipient's books.
-    pub fn add(&mut self, recipient: u32, sent: &Sent, inbox: &Inbox) {
+    pub fn add(&mut self, recipient: u32, sent: &Sent, inbox: &Inbox, grace_us: u64) {
         self.refused += sent.refused.len() as u64;
         self.unknown += sent.unknown.len() as u64;
         self.accepted += u64::from(sent.attempted) - (sent.refused.len() + sent.unknown.len()) as u64;
@@ -191,7 +244,7 @@ impl Verdict {
             self.example(*violation, recipient, *seq);
         }
         for seq in (0..sent.attempted).filter(|seq| !inbox.has(*seq)) {
-            if sent.fate(seq) == Some(Attempt::Accepted) {
+            if sent.fate(seq) == Some(Attempt::Accepted) && !sent.cancelled.contains_key(&seq) {
                 self.lost += 1;
                 self.example(Violation::Lost, recipient, seq);
             }
@@ -203,11 +256,49 @@ impl Verdict {
                 self.example(Violation::Unexpected, recipient, seq);
             }
         }
+        self.add_cancelled(recipient, sent, inbox, grace_us);
+    }
+
+    fn add_cancelled(&mut self, recipient: u32, sent: &Sent, inbox: &Inbox, grace_us: u64) {
+        for (seq, cancelled) in &sent.cancelled {
+            let Some(answered_us) = cancelled.answered_us else { continue };
+            self.cancelled.answered += 1;
+            if !inbox.has(*seq) {
+                self.cancelled.withheld += 1;
+                continue;
+            }
+            // One whose time was not kept counts as received at the end.
+            let received_us =
+                inbox.times_us.as_ref().and_then(|times_us| times_us.get(seq)).copied().unwrap_or(u64::MAX);
+            if received_us <= answered_us {
+                self.cancelled.before += 1;
+                continue;
+            }
+            let late_us = received_us - answered_us;
+            self.cancelled.longest_us = self.cancelled.longest_us.max(late_us);
+            if late_us <= grace_us {
+                self.cancelled.within += 1;
+                continue;
+            }
+            self.cancelled.after += 1;
+            let Cancelled { id, .. } = cancelled;
+            let detail = format!(
+                "{id}: cancelled {:.3} s after the start, received {:.3} s later",
+                answered_us as f64 / 1e6,
+                late_us as f64 / 1e6
+            );
+            self.example_of(Violation::AfterCancel, recipient, *seq, Some(detail));
+        }
     }
 
     fn example(&mut self, violation: Violation, recipient: u32, seq: u32) {
+        self.example_of(violation, recipient, seq, None);
+    }
+
+    fn example_of(&mut self, violation: Violation, recipient: u32, seq: u32, detail: Option<String>) {
         if self.examples.len() < EXAMPLES {
-            self.examples.push(Example { violation, recipient, seq: (seq != u32::MAX).then_some(seq) });
+            let seq = (seq != u32::MAX).then_some(seq);
+            self.examples.push(Example { violation, recipient, seq, detail });
         }
     }
 }

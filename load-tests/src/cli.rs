@@ -16,7 +16,7 @@ use crate::scenario::{Chaos, Scenario};
 use crate::server::{self, Server};
 use crate::spawned::Spawned;
 use crate::token::Minter;
-use crate::{idle, ingest, log_bench, store_bench, talk};
+use crate::{backlog, idle, ingest, log_bench, store_bench, talk};
 
 /// Load tests for eshaar: sends, receives as mobile apps do, and accounts for every message.
 ///
@@ -61,6 +61,13 @@ enum Command {
         target: TargetArgs,
         #[command(flatten)]
         options: idle::Options,
+    },
+    /// Measure how fast a phone gets a long backlog, while others are served.
+    Backlog {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        options: backlog::Options,
     },
     /// Measure the embedded log by itself: appends, reads, acknowledgements. Wants --threads 2.
     Log(log_bench::Options),
@@ -170,6 +177,12 @@ impl Cli {
             Command::Idle { target, options } => {
                 let server = target.open(&[]).await?;
                 let report = idle::run(&options, &server, target.seed()).await?;
+                publish(&report, target.json.as_deref())?;
+                server.end(report.passed()).await
+            }
+            Command::Backlog { target, options } => {
+                let server = target.open(&[]).await?;
+                let report = backlog::run(&options, &server, target.seed()).await?;
                 publish(&report, target.json.as_deref())?;
                 server.end(report.passed()).await
             }

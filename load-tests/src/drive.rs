@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::accounts::{Inbox, Sent, Verdict};
+use crate::cancels::Stalls;
 use crate::clock::RunClock;
 use crate::events::Events;
 use crate::failed::Failed;
@@ -100,6 +101,11 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         None => None,
     };
     let recipients = gather(&run, seed).await?;
+    // Ends when it is dropped.
+    let mut stalls = JoinSet::new();
+    if run.has_cancels {
+        stalls.spawn(Stalls::watch(Arc::clone(&run)));
+    }
     let mut drive = Drive {
         watch: Watch::begin(&target.processes()),
         events: Events::new(&run.scenario.chaos.events),
@@ -113,7 +119,10 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     run.begin(first_us);
     let since_first = || run.clock.now_us().saturating_sub(first_us) as f64 / 1e6;
 
-    let sent = drive.send(first_us).await?;
+    let mut sent = drive.send(first_us).await?;
+    for (recipient, seq, cancelled) in run.cancels.take_cancelled() {
+        sent[recipient as usize].cancel(seq, cancelled);
+    }
     let sending_s = since_first();
     run.all_sent.cancel();
     drive.drain().await?;
@@ -130,7 +139,8 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
     run.stop.cancel();
 
     let received = collect(recipients, run.scenario.recipients.count).await?;
-    let history = audit(&run, &sent, &drive.progress).await?;
+    let grace_us = run.scenario.checks.cancel_grace_ms * 1_000 + run.cancels.stalls.frame_us();
+    let history = audit(&run, &sent, grace_us, &drive.progress).await?;
     drive.progress.finish_and_clear();
     let mut report = Report {
         scenario: name,
@@ -140,7 +150,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         total_s,
         accepted_rate: run.totals.accepted.get() as f64 / sending_s,
         received_rate: run.totals.received.get() as f64 / total_s,
-        accounts: Verdict::of(accounts(&sent, &received)),
+        accounts: Verdict::of(accounts(&sent, &received), grace_us),
         history,
         accept_ms: run.accept_latency.percentiles(),
         steady_ms: run.steady_latency.percentiles(),
@@ -149,6 +159,7 @@ pub async fn drive(name: String, scenario: Scenario, target: &mut Target, seed: 
         starts_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::starts)),
         stops_ms: milliseconds(drive.target.spawned.iter().flat_map(Spawned::stops)),
         reconnects: run.reconnects.report(&metrics),
+        cancels: run.scenario.asks_of_messages().then(|| run.cancels.report()),
         failed,
         webhook,
         gave_up: run.given_up.is_cancelled(),
@@ -203,7 +214,7 @@ impl Drive<'_> {
         while self.kills < self.run.scenario.chaos.kills {
             self.kill().await?;
         }
-        while !self.events.over() {
+        while !self.events.over() || !self.run.cancels.are_over()? {
             sleep(TICK).await;
             self.tick().await?;
         }
@@ -217,7 +228,7 @@ impl Drive<'_> {
         let (mut last, mut since) = (0, Instant::now());
         loop {
             let received = self.run.totals.received.get();
-            let all = self.run.totals.accepted.get() + self.run.totals.abandoned.get();
+            let all = self.run.totals.accepted.get() + self.run.totals.abandoned.get() - self.run.cancels.withheld();
             // Where it is checked when everybody is back, that is waited for too.
             let waits = self.run.scenario.checks.caught_up_ms > 0 && self.run.reconnects.away() > 0;
             if received >= all && !waits {
@@ -275,7 +286,12 @@ async fn collect(mut recipients: JoinSet<(u32, Inbox)>, count: u32) -> anyhow::R
 }
 
 /// Reads the history of a sample of the recipients, spread evenly, and compares it with what was sent.
-async fn audit(run: &Arc<Run>, sent: &[Sent], progress: &ProgressBar) -> anyhow::Result<Option<(u32, Verdict)>> {
+async fn audit(
+    run: &Arc<Run>,
+    sent: &[Sent],
+    grace_us: u64,
+    progress: &ProgressBar,
+) -> anyhow::Result<Option<(u32, Verdict)>> {
     let count = sent.len();
     let wanted = (count as f64 * run.scenario.checks.history_sample).ceil() as usize;
     if wanted == 0 {
@@ -290,7 +306,7 @@ async fn audit(run: &Arc<Run>, sent: &[Sent], progress: &ProgressBar) -> anyhow:
     let mut verdict = Verdict::default();
     while let Some(replay) = replays.join_next().await {
         let (recipient, inbox) = replay.context("an audit failed")?;
-        verdict.add(recipient as u32, &sent[recipient], &inbox?);
+        verdict.add(recipient as u32, &sent[recipient], &inbox?, grace_us);
         progress.set_message(format!("auditing history, {} to go", replays.len()));
     }
     Ok(Some((wanted as u32, verdict)))

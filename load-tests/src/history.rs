@@ -26,7 +26,7 @@ pub async fn replay(run: Arc<Run>, recipient: u32) -> anyhow::Result<Inbox> {
     let token = run.minter.mint(run.phones.number(recipient), unix_seconds());
     let opening = Session::open(run.gateways.of_turn(recipient as usize), run.source(recipient), &token, Resume::Start);
     let mut session = opening.await.with_context(|| format!("reading the history of recipient {recipient}"))?;
-    let mut inbox = Inbox::default();
+    let mut inbox = Inbox::new(run.has_cancels);
     let mut unacked = 0;
     loop {
         let next = timeout(PATIENCE, session.next()).await;
@@ -36,7 +36,7 @@ pub async fn replay(run: Arc<Run>, recipient: u32) -> anyhow::Result<Inbox> {
             Frame::Message { reference, cursor } => {
                 match Reference::parse(reference) {
                     Some(found) if found.recipient == recipient => {
-                        inbox.receive(found.seq, run.lane(recipient, found.seq));
+                        inbox.receive(found.seq, run.lane(recipient, found.seq), run.clock.now_us());
                     }
                     _ => inbox.receive_stranger(),
                 }

@@ -1,6 +1,8 @@
 //! `eshaar-load`: sends what a scenario says, receives it as mobile apps would, and accounts for every message.
 
 mod accounts;
+mod backlog;
+mod cancels;
 mod cli;
 mod clock;
 mod cluster;

@@ -66,12 +66,12 @@ enum End {
 impl Recipient {
     /// Recipient `index` of the run.
     pub fn new(run: Arc<Run>, index: u32, attendance: Attendance) -> Self {
-        let turn = run.first_gateway(index);
+        let (turn, inbox) = (run.first_gateway(index), Inbox::new(run.has_cancels));
         Self {
             run,
             index,
             attendance,
-            inbox: Inbox::default(),
+            inbox,
             cursor: String::new(),
             ready: false,
             burst: Burst::default(),
@@ -242,7 +242,10 @@ impl Recipient {
         self.burst.messages += 1;
         match Reference::parse(reference) {
             Some(reference) if reference.recipient == self.index => {
-                if self.inbox.receive(reference.seq, run.lane(self.index, reference.seq)) {
+                if self.inbox.receive(reference.seq, run.lane(self.index, reference.seq), run.clock.now_us()) {
+                    if run.is_cancelled(self.index, reference.seq) {
+                        run.cancels.received(self.index, reference.seq);
+                    }
                     self.burst.new += 1;
                     self.burst.latencies_us.extend(run.latency_us(reference.intended_us));
                 }

@@ -1,9 +1,10 @@
 //! Whole runs against a small server in memory, over real sockets: an honest one, and ones that lose, double, swap or cut
-//! their answers. The accountant must find what is wrong, and nothing else.
+//! their answers, forget what was cancelled, or deny what they accepted. The accountant must find what is wrong, and nothing else.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,17 +18,22 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::cancels::Totals;
 use crate::drive::{Target, drive};
 use crate::http_client::Endpoint;
 use crate::report::Report;
 use crate::run::Access;
 use crate::scenario::Scenario;
 use crate::token::Minter;
+
+/// How late a server is that delivers what was cancelled: no stall of a test is as long.
+const LATE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -42,6 +48,10 @@ enum Fault {
     CutAnswers,
     /// From the 50th request on every answer is 503.
     Fail,
+    /// Cancellations are answered, and have no effect: what was cancelled is delivered a second later.
+    Deliver,
+    /// The history lags behind by ten look-ups, which are answered 404; and so are the cancellations of what it does not know.
+    Deny,
 }
 
 struct Rehearsal {
@@ -57,6 +67,8 @@ struct State {
     keys: HashSet<String>,
     streams: HashMap<String, Vec<String>>,
     held: Option<(String, String)>,
+    cancelled: HashSet<String>,
+    denials: usize,
 }
 
 impl State {
@@ -71,7 +83,7 @@ impl State {
                     self.held = Some((phone.to_owned(), reference.to_owned()));
                     return;
                 }
-                Fault::None | Fault::CutAnswers | Fault::Fail => {}
+                _ => {}
             }
         }
         stream.push(reference.to_owned());
@@ -100,6 +112,13 @@ async fn answer(rehearsal: Arc<Rehearsal>, request: Request<Incoming>) -> Result
     if request.uri().path() == "/v1/ws" {
         return Ok(upgrade(rehearsal, request));
     }
+    if let Some(path) = request.uri().path().strip_prefix("/v1/messages/r-") {
+        let (reference, cancels) = match path.strip_suffix("/cancel") {
+            Some(reference) => (format!("r-{reference}"), true),
+            None => (format!("r-{path}"), false),
+        };
+        return Ok(answer_about(&rehearsal, reference, cancels));
+    }
     let key = request.headers()["idempotency-key"].to_str().unwrap().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let mut state = rehearsal.state.lock();
@@ -107,7 +126,7 @@ async fn answer(rehearsal: Arc<Rehearsal>, request: Request<Incoming>) -> Result
     let fails = match rehearsal.fault {
         Fault::CutAnswers => state.requests.is_multiple_of(5),
         Fault::Fail => state.requests >= 50,
-        Fault::None | Fault::Lose | Fault::Double | Fault::Swap => false,
+        _ => false,
     };
     if fails {
         return Ok(Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()).unwrap());
@@ -123,8 +142,33 @@ async fn answer(rehearsal: Arc<Rehearsal>, request: Request<Incoming>) -> Result
     if rehearsal.fault == Fault::CutAnswers && state.requests.is_multiple_of(3) {
         return Err(Cut);
     }
-    let answer = format!("{{\"accepted\":{},\"rejected\":0}}\n", lines.len());
+    // The id of a single message is its reference.
+    let id = lines[0]["reference"].as_str().unwrap();
+    let answer = format!("{{\"id\":\"{id}\",\"accepted\":{},\"rejected\":0}}\n", lines.len());
     Ok(Response::builder().status(StatusCode::ACCEPTED).body(Full::from(answer)).unwrap())
+}
+
+/// Answers a look-up or a cancellation: every third one first with 503. A message counts as delivered when it was appended
+/// before the 200th request; a later one is cancelled.
+fn answer_about(rehearsal: &Rehearsal, reference: String, cancels: bool) -> Response<Full<Bytes>> {
+    let mut state = rehearsal.state.lock();
+    state.requests += 1;
+    let (status, body) = if rehearsal.fault == Fault::Deny && state.denials < 10 {
+        state.denials += 1;
+        (StatusCode::NOT_FOUND, r#"{"code":"message_not_found"}"#)
+    } else if state.requests.is_multiple_of(3) {
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"code":"not_yet_known"}"#)
+    } else if !cancels {
+        (StatusCode::OK, "{}")
+    } else if state.requests < 200 {
+        (StatusCode::CONFLICT, r#"{"code":"already_delivered"}"#)
+    } else {
+        if rehearsal.fault != Fault::Deliver {
+            state.cancelled.insert(reference);
+        }
+        (StatusCode::ACCEPTED, "{}")
+    };
+    Response::builder().status(status).body(Full::from(body)).unwrap()
 }
 
 fn upgrade(rehearsal: Arc<Rehearsal>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -157,11 +201,17 @@ where
     let hello: serde_json::Value = serde_json::from_str(socket.next().await?.ok()?.to_text().ok()?).unwrap();
     let mut place: usize = hello["after"].as_str().map_or(0, |cursor| cursor.parse().unwrap());
     let mut caught_up = false;
+    if rehearsal.fault == Fault::Deliver {
+        sleep(LATE).await;
+    }
     loop {
         let waiting =
             rehearsal.state.lock().streams.get(phone).map_or_else(Vec::new, |stream| stream[place..].to_vec());
         for reference in waiting {
             place += 1;
+            if rehearsal.state.lock().cancelled.contains(&reference) {
+                continue;
+            }
             let frame =
                 format!(r#"{{"op":"message","content":"a \"text\"","reference":"{reference}","cursor":"{place}"}}"#);
             socket.send(Message::text(frame)).await.ok()?;
@@ -256,4 +306,49 @@ async fn a_server_that_never_answers_again_ends_the_run_and_fails_it() {
     assert_eq!(report.failures, ["a sender had no answer for too long (give_up_ms): sending ended early"]);
     assert!(report.accounts.accepted < 300);
     assert_eq!(report.accounts.received, report.accounts.accepted);
+}
+
+/// Recipients that come at the end: what is cancelled meanwhile must not be there.
+const WITH_CANCELLATIONS: &str = "messages = 300\nrate = 0\n\
+    [[senders]]\nmode = \"single\"\nconnections = 4\ncancel = 0.3\ncancel_after_ms = [0, 20]\nlook_up = 0.5\n\
+    [recipients]\ncount = 20\nsteady = 0.0\n\
+    [checks]\ndrain_timeout_ms = 500\nsettle_ms = 20\nhistory_sample = 1.0\n\
+    cancel_grace_ms = 0\nmin_withheld = 10\nmin_repeats = 10\nmin_cancelled_unseen = 10\n";
+
+#[tokio::test]
+async fn what_was_cancelled_does_not_arrive_and_nothing_else_is_missing() {
+    let report = rehearse_with(Fault::None, WITH_CANCELLATIONS).await;
+    assert_eq!(report.failures, [""; 0]);
+    let (cancels, of) = (report.cancels.unwrap(), report.accounts.cancelled);
+    assert_eq!((of.withheld, of.answered), (cancels.totals.cancelled_unseen, cancels.totals.cancelled_unseen));
+    assert_eq!(report.accounts.received + of.withheld, 300);
+    assert!(cancels.totals.too_late > 0 && cancels.totals.looked_up > 100 && cancels.repeats > 10);
+}
+
+#[tokio::test]
+async fn a_server_that_delivers_what_was_cancelled_fails() {
+    let patient = WITH_CANCELLATIONS.replace("drain_timeout_ms = 500", "drain_timeout_ms = 5_000");
+    let report = rehearse_with(Fault::Deliver, &patient).await;
+    let of = report.accounts.cancelled;
+    assert!(of.after > 10, "{of:?}");
+    assert_eq!(report.history.as_ref().unwrap().1.cancelled.after, of.after);
+    assert_eq!((of.withheld, of.after, report.accounts.received), (0, of.answered, 300));
+    assert_eq!(
+        report.failures,
+        [
+            format!("received: {} after the cancellation was answered", of.after),
+            format!("history: {} after the cancellation was answered", of.after),
+            "only 0 cancelled messages were not received: at least 10 are needed to show anything".to_owned(),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_denies_what_it_has_accepted_fails() {
+    let report = rehearse_with(Fault::Deny, WITH_CANCELLATIONS).await;
+    let Totals { cancel_not_found, look_up_not_found, examples, .. } = report.cancels.unwrap().totals;
+    assert_eq!(cancel_not_found + look_up_not_found, 10);
+    assert_eq!(examples.len(), 10);
+    assert!(report.failures.iter().all(|failure| failure.ends_with("were answered 404")), "{:?}", report.failures);
+    assert!(!report.failures.is_empty());
 }

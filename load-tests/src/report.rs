@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::accounts::Verdict;
+use crate::cancels;
 use crate::failed::Failed;
 use crate::measure::{Percentiles, Totals};
 use crate::procfs::Machine;
@@ -47,6 +48,8 @@ pub struct Report {
     pub traffic: Traffic,
     /// How recipients came back after their sessions broke.
     pub reconnects: reconnects::Report,
+    /// What was answered to cancellations and look-ups, where there were any.
+    pub cancels: Option<cancels::Report>,
     /// From process start to serving, for each start of a spawned server, in milliseconds.
     pub starts_ms: Vec<f64>,
     /// From SIGTERM to the end of a process, for each that was told to stop, in milliseconds.
@@ -154,6 +157,9 @@ impl Report {
         if let Some(told) = &self.webhook {
             failures.extend(told.failures(self.accounts.accepted));
         }
+        if let Some(cancels) = &self.cancels {
+            failures.extend(cancels.failures(&self.accounts, checks));
+        }
         self.failures = failures;
     }
 }
@@ -164,6 +170,7 @@ fn accounts_failures(failures: &mut Vec<String>, whose: &str, verdict: &Verdict)
         (verdict.duplicated, "duplicated"),
         (verdict.out_of_order, "out of order"),
         (verdict.unexpected, "unexpected"),
+        (verdict.cancelled.after, "after the cancellation was answered"),
     ] {
         if count > 0 {
             failures.push(format!("{whose}: {count} {what}"));
@@ -190,7 +197,7 @@ impl fmt::Display for Report {
             self.sending_s, self.total_s, self.accepted_rate, self.received_rate
         )?;
         write_accounts(f, &self.accounts, self.history.as_ref())?;
-        write_percentiles_head(f)?;
+        write_percentiles_head(f, "latency from due, ms")?;
         for (name, percentiles) in [
             ("accepted", &self.accept_ms),
             ("received (steady)", &self.steady_ms),
@@ -201,6 +208,9 @@ impl fmt::Display for Report {
         write_percentiles(f, "back at the head", &self.reconnects.caught_up_ms)?;
         self.traffic.fmt(f)?;
         self.reconnects.fmt(f)?;
+        if let Some(cancels) = &self.cancels {
+            cancels.write(f, &self.accounts)?;
+        }
         for (name, times, until) in [("starts", &self.starts_ms, "serving"), ("stops", &self.stops_ms, "the end")] {
             let times: Vec<String> = times.iter().map(|ms| format!("{ms:.0}")).collect();
             if !times.is_empty() {
@@ -249,17 +259,18 @@ fn write_accounts(f: &mut fmt::Formatter<'_>, books: &Verdict, history: Option<&
         for example in &verdict.examples {
             let mut seq = String::new();
             example.seq.map_or(Ok(()), |number| write!(seq, ", message {number}"))?;
-            writeln!(f, "  {:?}: recipient {}{seq}", example.violation, example.recipient)?;
+            let detail = example.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+            writeln!(f, "  {:?}: recipient {}{seq}{detail}", example.violation, example.recipient)?;
         }
     }
     Ok(())
 }
 
 /// The head of the table of latencies.
-pub fn write_percentiles_head(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub fn write_percentiles_head(f: &mut fmt::Formatter<'_>, title: &str) -> fmt::Result {
     writeln!(
         f,
-        "\nlatency from due, ms  {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "\n{title:<21} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
         "count", "mean", "p50", "p95", "p99", "p99.9", "max"
     )
 }

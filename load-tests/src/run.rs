@@ -8,6 +8,7 @@ use rand::seq::SliceRandom as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::cancels::Cancels;
 use crate::clock::RunClock;
 use crate::http_client::Endpoints;
 use crate::measure::{Latencies, Totals};
@@ -64,6 +65,10 @@ pub struct Run {
     pub totals: Totals,
     /// How recipients came back.
     pub reconnects: Reconnects,
+    /// Cancellations and look-ups.
+    pub cancels: Cancels,
+    /// True if any message is cancelled.
+    pub has_cancels: bool,
     /// From due to accepted.
     pub accept_latency: Latencies,
     /// From due to received, by those who are connected all the time.
@@ -99,6 +104,8 @@ impl Run {
             lanes,
             totals: Totals::default(),
             reconnects: Reconnects::new(scenario.recipients.count)?,
+            cancels: Cancels::new()?,
+            has_cancels: scenario.cancels(),
             accept_latency: Latencies::new()?,
             steady_latency: Latencies::new()?,
             other_latency: Latencies::new()?,
@@ -124,6 +131,11 @@ impl Run {
     /// The lane, for checking order, of a recipient's message.
     pub fn lane(&self, recipient: u32, seq: u32) -> usize {
         (seq % u32::from(self.lanes[recipient as usize])) as usize
+    }
+
+    /// Returns true if a recipient's message is cancelled after it was accepted.
+    pub fn is_cancelled(&self, recipient: u32, seq: u32) -> bool {
+        self.has_cancels && self.scenario.senders[group_of(&self.scenario, recipient)].cancels(recipient, seq)
     }
 
     /// Which gateway a recipient connects to first: so many of them to the first one, the others by turns.

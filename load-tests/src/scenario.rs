@@ -100,6 +100,17 @@ pub struct Senders {
     /// Milliseconds after which a message that was never answered counts as unknown, and nothing more is sent.
     #[serde(default = "default_give_up_ms")]
     pub give_up_ms: u64,
+    /// Fraction of the accepted messages (mode `single`) that are cancelled, each by requests of its own until there is an
+    /// answer.
+    #[serde(default)]
+    pub cancel: f64,
+    /// From and to how many milliseconds after its acceptance a message is cancelled.
+    #[serde(default = "default_cancel_after_ms")]
+    pub cancel_after_ms: (u64, u64),
+    /// Fraction of the accepted messages (mode `single`) that are looked up at once, until there is an answer. The smaller
+    /// one of this fraction and `cancel` is a part of the other.
+    #[serde(default)]
+    pub look_up: f64,
 }
 
 impl Senders {
@@ -120,6 +131,35 @@ impl Senders {
     pub fn priority(&self, seq: u32) -> Priority {
         self.priorities[self.lane(seq)]
     }
+
+    fn check_cancellations(&self) -> anyhow::Result<()> {
+        let Self { mode, cancel, look_up, cancel_after_ms: (from_ms, to_ms), .. } = self;
+        for (key, fraction) in [("cancel", *cancel), ("look_up", *look_up)] {
+            ensure!((0.0..=1.0).contains(&fraction), "`senders.{key}` is a fraction, and {fraction} is none");
+            let has_ids = *mode == Mode::Single || fraction == 0.0;
+            ensure!(has_ids, "`senders.{key}` is for senders with `mode = \"single\"`");
+        }
+        ensure!(from_ms <= to_ms, "`senders.cancel_after_ms` is [from, to], and {from_ms} is more than {to_ms}");
+        Ok(())
+    }
+
+    /// Returns true if this message is cancelled after it was accepted.
+    pub fn cancels(&self, recipient: u32, seq: u32) -> bool {
+        draw(recipient, seq) < self.cancel
+    }
+
+    /// Returns true if this message is looked up after it was accepted.
+    pub fn looks_up(&self, recipient: u32, seq: u32) -> bool {
+        draw(recipient, seq) < self.look_up
+    }
+}
+
+/// A number in [0, 1) for each message: random enough, and the same for senders and recipients (SplitMix64's mixer).
+fn draw(recipient: u32, seq: u32) -> f64 {
+    let mut bits = ((u64::from(recipient) << 32) | u64::from(seq)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) >> 32) as f64 / (u64::from(u32::MAX) + 1) as f64
 }
 
 /// Those who receive. The fractions need not sum to 1: the rest is never there while messages are sent, and comes at the
@@ -181,6 +221,17 @@ pub struct Checks {
     pub stream_reads_each: f64,
     /// By how much the memory of all processes together may grow, in MiB.
     pub memory_growth_mib: u64,
+    /// Milliseconds after the answer to its cancellation in which a message may still arrive: `cancellations.max_age_ms` of
+    /// the server. 0: none may. The load generator adds what it may have been late itself.
+    pub cancel_grace_ms: u64,
+    /// Cancelled messages that must not have been received, so that a run in which every cancellation came too late does
+    /// not pass.
+    pub min_withheld: u64,
+    /// Look-ups and cancellations that must have been repeated because the server could not answer yet, so that a run in
+    /// which the history never lagged does not pass.
+    pub min_repeats: u64,
+    /// Cancellations that must have been answered 202, before the history knew the message.
+    pub min_cancelled_unseen: u64,
 }
 
 impl Default for Checks {
@@ -198,6 +249,10 @@ impl Default for Checks {
             most_ends: -1,
             stream_reads_each: -1.0,
             memory_growth_mib: 0,
+            cancel_grace_ms: 3_000,
+            min_withheld: 0,
+            min_repeats: 0,
+            min_cancelled_unseen: 0,
         }
     }
 }
@@ -236,6 +291,9 @@ const fn default_request_timeout_ms() -> u64 {
 const fn default_give_up_ms() -> u64 {
     120_000
 }
+const fn default_cancel_after_ms() -> (u64, u64) {
+    (0, 1_000)
+}
 const fn default_stay_ms() -> (u64, u64) {
     (100, 1_500)
 }
@@ -255,6 +313,16 @@ impl Scenario {
         let scenario: Self = toml::from_str(text)?;
         scenario.check()?;
         Ok(scenario)
+    }
+
+    /// Returns true if any sender cancels messages.
+    pub fn cancels(&self) -> bool {
+        self.senders.iter().any(|senders| senders.cancel > 0.0)
+    }
+
+    /// Returns true if any sender cancels messages, or looks them up.
+    pub fn asks_of_messages(&self) -> bool {
+        self.cancels() || self.senders.iter().any(|senders| senders.look_up > 0.0)
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -280,7 +348,14 @@ impl Scenario {
             ensure!((1..=100_000).contains(&senders.batch), "`senders.batch` must be 1 to 100,000");
             ensure!((1..=LANES).contains(&senders.priorities.len()), "`senders.priorities` has 1 to {LANES} entries");
             ensure!(senders.mode == Mode::Single || senders.priorities.len() == 1, "bulk senders have one priority");
+            senders.check_cancellations()?;
         }
+        let cancels = self.cancels();
+        ensure!(!cancels || self.webhooks.is_none(), "`senders.cancel` and `webhooks` exclude each other");
+        ensure!(
+            cancels || self.checks.min_withheld == 0 && self.checks.min_cancelled_unseen == 0,
+            "`checks.min_withheld` and `checks.min_cancelled_unseen` need `senders.cancel`"
+        );
         self.chaos.events.iter().try_for_each(Event::check)?;
         let connections: u32 = self.senders.iter().map(|senders| senders.connections).sum();
         ensure!(recipients.count >= connections, "each sender needs a recipient of its own: {connections} senders");
@@ -320,6 +395,27 @@ mod tests {
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = Scenario::parse(&format!("{SMALL}stedy = 1\n")).unwrap_err();
         assert!(format!("{error:#}").contains("stedy"));
+    }
+
+    #[test]
+    fn cancellations_are_fractions_of_what_single_senders_send() {
+        let with = |keys: &str| SMALL.replace("connections = 1\n", &format!("connections = 1\n{keys}\n"));
+        let scenario = Scenario::parse(&with("cancel = 0.25\nlook_up = 0.5")).unwrap();
+        let senders = &scenario.senders[0];
+        let chosen: Vec<u32> = (0..10_000).filter(|seq| senders.cancels(3, *seq)).collect();
+        assert!((2_300..2_700).contains(&chosen.len()), "{}", chosen.len());
+        assert!(chosen.iter().all(|seq| senders.looks_up(3, *seq)));
+        assert!(!(0..10_000).filter(|seq| senders.cancels(4, *seq)).eq(chosen));
+        for (keys, named) in [
+            ("cancel = 1.5", "`senders.cancel` is a fraction, and 1.5 is none"),
+            ("look_up = -0.5", "`senders.look_up` is a fraction"),
+            ("cancel_after_ms = [2, 1]", "`senders.cancel_after_ms` is [from, to], and 2 is more than 1"),
+        ] {
+            let error = Scenario::parse(&with(keys)).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let bulk = with("cancel = 0.1").replace("single", "bulk");
+        assert!(Scenario::parse(&bulk).unwrap_err().to_string().contains("`senders.cancel` is for senders with `mode"));
     }
 
     #[test]

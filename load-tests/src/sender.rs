@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::accounts::{Attempt, Sent};
+use crate::cancels::{Accepted, Cancels, id_of};
 use crate::http_client::{Answer, CallError, Client, Post};
 use crate::phones::PhoneNumber;
 use crate::reference::Reference;
@@ -114,8 +115,14 @@ impl Sender {
         let mut pause = FIRST_PAUSE;
         loop {
             let result = self.client.post(batch.post.clone(), patience).await;
+            let body = result.as_ref().map_or_else(|_| Bytes::new(), |answer| answer.body.clone());
             match judge(self.plan.senders.mode, batch.lines.len(), result) {
-                Judgement::Settled(attempts) => return self.settle(&batch, |line| attempts.of(line)),
+                Judgement::Settled(attempts) => {
+                    if attempts == Attempts::All(Attempt::Accepted) {
+                        self.begin_cancels(&batch, &body);
+                    }
+                    return self.settle(&batch, |line| attempts.of(line));
+                }
                 Judgement::Again(why, wait) => {
                     self.count_retry(why);
                     let wait = wait.unwrap_or_else(|| pause.mul_f64(rand::rng().random_range(0.5..1.0)));
@@ -132,6 +139,20 @@ impl Sender {
                     sleep(wait).await;
                 }
             }
+        }
+    }
+
+    /// Looks up and cancels an accepted message, where the plan says so.
+    fn begin_cancels(&self, batch: &Batch, body: &[u8]) {
+        let senders = &self.plan.senders;
+        let [(place, seq)] = batch.lines[..] else { return };
+        let recipient = self.books[place].0;
+        if !senders.cancels(recipient, seq) && !senders.looks_up(recipient, seq) {
+            return;
+        }
+        match id_of(body) {
+            Some(id) => Cancels::begin(&self.run, senders, Accepted { recipient, seq, id }),
+            None => self.run.totals.protocol_errors.one(),
         }
     }
 

@@ -115,7 +115,7 @@ impl fmt::Display for Report {
         )?;
         examples.iter().try_for_each(|example| writeln!(f, "  {example}"))?;
         self.refused.iter().take(10).try_for_each(|refused| writeln!(f, "  refused: {refused}"))?;
-        write_percentiles_head(f)?;
+        write_percentiles_head(f, "latency from due, ms")?;
         for (name, percentiles) in self.latencies_ms.iter().chain(&self.reads_ms) {
             write_percentiles(f, name, percentiles)?;
         }
