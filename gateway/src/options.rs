@@ -40,8 +40,7 @@ pub struct Options {
     pub reads_at_once: usize,
     /// Hellos that wait for their turn to read; past it clients are told to come back later.
     pub hellos_waiting: usize,
-    /// Seconds that a hello waits for its turn, by the rate of the last ones; a client that would wait longer is told to come
-    /// back later.
+    /// Seconds that a hello may have waited for its turn; while one has waited longer, new clients are told to come back later.
     pub hello_wait_s: u64,
     /// Bytes of messages, of all sessions, that are read before their clients have room for them.
     pub read_ahead_bytes: usize,

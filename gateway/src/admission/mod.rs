@@ -1,8 +1,8 @@
 //! Admission of what sessions read from the store: where delivery begins after a hello, and pages of streams.
 //!
 //! Each read needs a turn. How many turns there are at once follows the store ([`pace`]); the rest wait in order, without a
-//! read and without a timer. A hello that would wait too long is refused before anything is done for it ([`Admission::refusal`]);
-//! a session that is being served is never refused, it only waits. Acknowledgements and hints need no turn, and the limit
+//! read and without a timer. While hellos wait too long, new ones are refused before anything is done for them
+//! ([`Admission::refusal`]); a session that is being served is never refused, it only waits. Acknowledgements and hints need no turn, and the limit
 //! stays below the store's own bound, so they never wait behind catch-ups.
 
 mod pace;
@@ -46,6 +46,9 @@ const ORDER: [[Class; CLASSES]; 4] = [
 /// Places in a queue of those who left that are not looked for.
 const LEFT_KEPT: usize = 1_024;
 
+/// Time of a hello while none was served.
+const GUESS: Duration = Duration::from_millis(10);
+
 /// Waits that a client that is refused is told are at most this.
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
 
@@ -84,7 +87,9 @@ struct Meters {
 struct State {
     pace: Pace,
     under_way: usize,
-    queues: [VecDeque<oneshot::Sender<Turn>>; CLASSES],
+    queues: [VecDeque<Waiter>; CLASSES],
+    /// Hellos that got their turns.
+    hellos: u64,
     /// Which row of [`ORDER`] is next.
     row: usize,
     /// When the client that was refused last is to come back: the next one comes behind it.
@@ -95,6 +100,14 @@ impl std::fmt::Debug for Admission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Admission")
     }
+}
+
+/// A read that waits for its turn.
+struct Waiter {
+    turn: oneshot::Sender<Turn>,
+    asked: Instant,
+    /// Hellos that had got their turns before it asked.
+    hellos: u64,
 }
 
 /// Counts one that waits, however its wait ends.
@@ -125,6 +138,7 @@ impl Admission {
             pace: Pace::new(options.reads_at_once, Instant::now()),
             under_way: 0,
             queues: Default::default(),
+            hellos: 0,
             row: 0,
             refused_until: Instant::now(),
         };
@@ -161,13 +175,15 @@ impl Admission {
         }
     }
 
-    fn enqueue(&self, class: Class, sender: oneshot::Sender<Turn>) {
-        let queue = &mut self.state.lock().queues[class as usize];
+    fn enqueue(&self, class: Class, turn: oneshot::Sender<Turn>) {
+        let mut state = self.state.lock();
+        let waiter = Waiter { turn, asked: Instant::now(), hellos: state.hellos };
+        let queue = &mut state.queues[class as usize];
         // Those who left are let go of when there are more of them than of those who wait.
         if queue.len() > LEFT_KEPT + 2 * self.waiting[class as usize].load(Relaxed) {
-            queue.retain(|sender| !sender.is_closed());
+            queue.retain(|waiter| !waiter.turn.is_closed());
         }
-        queue.push_back(sender);
+        queue.push_back(waiter);
     }
 
     /// Gives turns while there are some. Called whenever one may have become free; by the timer after a pause.
@@ -175,11 +191,14 @@ impl Admission {
         let now = Instant::now();
         let mut state = self.state.lock();
         while state.under_way < state.pace.limit(now)
-            && let Some(sender) = state.next()
+            && let Some((class, waiter)) = state.next()
         {
             let turn = Turn { admission: Arc::clone(self), begun: now, is_live: true };
-            match sender.send(turn) {
-                Ok(()) => state.under_way += 1,
+            match waiter.turn.send(turn) {
+                Ok(()) => {
+                    state.under_way += 1;
+                    state.hellos += u64::from(class == Class::Hello);
+                }
                 // Whoever asked is gone.
                 Err(mut turn) => turn.is_live = false,
             }
@@ -189,19 +208,22 @@ impl Admission {
         self.meters.waiting.set(self.waiting.iter().map(|waiting| waiting.load(Relaxed)).sum::<usize>() as f64);
     }
 
-    /// How long a new client is to stay away, where its hello would wait too long; `None`: it is welcome. Those who are
-    /// refused one after the other are told times one after the other.
+    /// How long a new client is to stay away, where the hello that has waited longest waits too long, or too many wait; `None`:
+    /// the client is welcome. Those who are refused one after the other are told times one after the other.
+    ///
+    /// The wait is measured and not foretold: when a gateway has died the first reads on the others are slow, and a time by
+    /// their rate would keep clients away long after the store has recovered.
     pub(crate) fn refusal(&self) -> Option<Duration> {
-        let hellos = self.waiting[Class::Hello as usize].load(Relaxed);
+        let waiting = self.waiting[Class::Hello as usize].load(Relaxed);
         let now = Instant::now();
         let mut state = self.state.lock();
-        let each = state.pace.each();
-        let is_full = hellos >= self.limits.hellos;
-        let wait = each.saturating_mul(hellos.try_into().unwrap_or(u32::MAX));
-        if !is_full && wait <= self.limits.wait {
+        let (age, served) = state.longest_wait(now);
+        if waiting < self.limits.hellos && age <= self.limits.wait {
             return None;
         }
         self.meters.refused.increment(1);
+        let each = age.max(GUESS) / u32::try_from(served.max(1)).unwrap_or(u32::MAX);
+        let wait = each.saturating_mul(waiting.try_into().unwrap_or(u32::MAX));
         let from = state.refused_until.max(now + wait / 2);
         state.refused_until = (from + each).min(now + LONGEST_REFUSAL);
         drop(state);
@@ -244,10 +266,17 @@ impl Admission {
 }
 
 impl State {
-    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+    fn next(&mut self) -> Option<(Class, Waiter)> {
         let row = ORDER[self.row % ORDER.len()];
         self.row = self.row.wrapping_add(1);
-        row.into_iter().find_map(|class| self.queues[class as usize].pop_front())
+        row.into_iter().find_map(|class| self.queues[class as usize].pop_front().map(|waiter| (class, waiter)))
+    }
+
+    /// How long the first hello of the queue has waited, and how many got their turns meanwhile.
+    fn longest_wait(&mut self, now: Instant) -> (Duration, u64) {
+        let queue = &mut self.queues[Class::Hello as usize];
+        while queue.pop_front_if(|waiter| waiter.turn.is_closed()).is_some() {}
+        queue.front().map_or_else(Default::default, |waiter| (now - waiter.asked, self.hellos - waiter.hellos))
     }
 }
 
@@ -391,19 +420,24 @@ mod tests {
         assert!(!granted(&admission, Class::Hello, 1).await.is_empty(), "it is asked again at once when it answers");
     }
 
+    /// So many hellos that wait.
+    async fn hellos(admission: &Arc<Admission>, count: usize) -> Vec<tokio::task::JoinHandle<()>> {
+        let waits = |_| {
+            let admission = Arc::clone(admission);
+            tokio::spawn(async move { admission.turn(Class::Hello).await.end(&Ok(()), 1) })
+        };
+        let waiting = (0..count).map(waits).collect();
+        tokio::task::yield_now().await;
+        waiting
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_hello_that_would_wait_too_long_is_told_when_to_come_back() {
+    async fn clients_are_told_when_to_come_back_one_after_the_other_when_too_many_wait() {
         let options = Options { reads_at_once: 1, hellos_waiting: 10, ..Options::default() };
         let admission = admission(&options);
         assert_eq!(admission.refusal(), None);
         let _held = admission.turn(Class::Hello).await;
-        let waiting: Vec<_> = (0..10)
-            .map(|_| {
-                let admission = Arc::clone(&admission);
-                tokio::spawn(async move { drop(admission.turn(Class::Hello).await) })
-            })
-            .collect();
-        tokio::task::yield_now().await;
+        let waiting = hellos(&admission, 10).await;
         let away: Vec<_> = (0..2_000).map(|_| admission.refusal().unwrap()).collect();
         assert!(away[0] >= Duration::from_millis(900), "{:?}", away[0]);
         assert!(away[1_999] > away[0] * 3, "those who come later are told later times: {:?}", away[1_999]);
@@ -412,5 +446,20 @@ mod tests {
         }
         tokio::task::yield_now().await;
         assert_eq!(admission.refusal(), None, "who has left does not wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_waits_in_line_after_slow_reads_and_is_refused_only_when_one_has_waited_too_long() {
+        let admission = admission(&Options { reads_at_once: 1, hello_wait_s: 30, ..Options::default() });
+        let slow = admission.turn(Class::Hello).await;
+        let _waiting = hellos(&admission, 5_000).await;
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(admission.refusal(), None, "5,000 wait, and the only read so far takes 5 s");
+        tokio::time::advance(Duration::from_secs(26)).await;
+        let away = admission.refusal().expect("the first has waited for 31 s");
+        assert!(away > Duration::from_secs(30), "{away:?}");
+        slow.end(&Ok(()), 1);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(admission.refusal(), None, "all were served");
     }
 }

@@ -33,9 +33,6 @@ const FAILURES: u32 = 3;
 const SHORTEST_REST: Duration = Duration::from_millis(250);
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-/// Time of a read, in seconds, while none is known.
-const GUESS_S: f64 = 0.010;
-
 /// What came of a read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verdict {
@@ -55,9 +52,7 @@ pub(super) struct Pace {
     /// The round under way.
     reads: u32,
     seconds: f64,
-    /// Mean time of a read in the last round.
-    mean: f64,
-    /// That of the shortest round, which moves slowly.
+    /// Mean time of a read in the shortest round, which moves slowly.
     shortest: Option<f64>,
     cut_at: Instant,
     failures: u32,
@@ -74,7 +69,6 @@ impl Pace {
             most,
             reads: 0,
             seconds: 0.0,
-            mean: GUESS_S,
             shortest: None,
             cut_at: now,
             failures: 0,
@@ -91,11 +85,6 @@ impl Pace {
 
     pub(super) const fn successes(&self) -> u64 {
         self.successes
-    }
-
-    /// Time between the ends of two reads while all turns are taken.
-    pub(super) fn each(&self) -> Duration {
-        Duration::from_secs_f64(self.mean / self.limit.max(1.0))
     }
 
     /// Learns from a read that began at `begun` and ended at `now`.
@@ -128,7 +117,7 @@ impl Pace {
 
     fn end_round(&mut self) {
         let mean = self.seconds / f64::from(self.reads);
-        (self.reads, self.seconds, self.mean) = (0, 0.0, mean);
+        (self.reads, self.seconds) = (0, 0.0);
         let shortest = self.shortest.map_or(mean, |known| mean.min(known + (mean - known) * FORGET));
         self.shortest = Some(shortest);
         self.limit = if mean > shortest * SLOWER + TOLERANCE_S {

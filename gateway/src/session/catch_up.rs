@@ -78,6 +78,8 @@ pub(super) struct Catching {
     /// What was read and not sent.
     rows: VecDeque<StreamRow>,
     held: Option<Ahead>,
+    /// Everything that the client had acknowledged when the last read began.
+    settled: Option<Cursor>,
     row_bytes: usize,
     /// Whether the last page had more behind it.
     more: bool,
@@ -100,6 +102,7 @@ impl Catching {
             read_to,
             rows: VecDeque::new(),
             held: None,
+            settled: None,
             row_bytes: 4 * ROW_BYTES,
             more: false,
             ended: false,
@@ -208,6 +211,7 @@ impl<S: Io> Session<S> {
                     epoch: shared.epoch(),
                 });
                 (catching.hello, catching.read_to) = (None, beginning.cursor);
+                catching.settled = Some(beginning.cursor);
                 catching.take(&shared, page);
                 self.write(frames).await
             }
@@ -305,15 +309,20 @@ impl<S: Io> Session<S> {
             wait_for_room(times, is_full, now);
             return;
         }
-        if catching.rows.is_empty() && !recipient.window.may_resume(since, now) {
+        // Rows are read ahead only for a client that acknowledged something since the last read: a client that never reads its
+        // socket costs no memory beyond its window.
+        let settled = recipient.window.settled();
+        let acknowledges = catching.settled != Some(settled);
+        let is_stuck = !catching.rows.is_empty() && !acknowledges;
+        if is_stuck || (catching.rows.is_empty() && !recipient.window.may_resume(since, now)) {
             wait_for_room(times, true, now);
             return;
         }
         times.waiting.store(0, Relaxed);
-        let wanted = if catching.more {
+        let wanted = if catching.more && acknowledges {
             PAGE_ROWS.min(PAGE_BYTES / catching.row_bytes.max(1)).max(16)
         } else {
-            shared.options.page
+            shared.options.page.min(recipient.window.room()).max(1)
         };
         let limit = if shared.admission.has_room_ahead(wanted * catching.row_bytes) {
             wanted
@@ -332,6 +341,7 @@ impl<S: Io> Session<S> {
             // What a hint brought meanwhile need not be read.
             catching.read_to = recipient.sent.max(catching.read_to);
         }
+        catching.settled = Some(settled);
         catching.read(page(Arc::clone(shared), (recipient.phone, catching.read_to, limit), class));
     }
 

@@ -74,6 +74,11 @@ impl Window {
         self.limit.saturating_sub(self.sent.len())
     }
 
+    /// Everything up to it was acknowledged.
+    pub(super) const fn settled(&self) -> Cursor {
+        self.settled
+    }
+
     /// Whether the stream may be read on. A window that was full first gets a good part of it free, so that a client that
     /// acknowledges one by one does not cost a read for each; after a second any room will do.
     pub(super) fn may_resume(&self, waiting_since: Ticks, now: Ticks) -> bool {

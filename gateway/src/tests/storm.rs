@@ -242,9 +242,12 @@ async fn a_client_that_does_not_acknowledge_holds_no_rows_and_is_not_read_for() 
     client.send(json!({"op": "hello"})).await;
     client.expect("welcome").await;
     let first = client.messages(256).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reads = world.streams.reads.load(Relaxed);
+    assert!(reads <= 3, "{reads} reads for a window of 256 messages");
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(world.shared.admission.ahead(), 0);
-    let reads = world.streams.reads.load(Relaxed);
+    assert_eq!(world.streams.reads.load(Relaxed), reads);
     client.nothing_before_pong().await;
     assert_eq!(world.streams.reads.load(Relaxed), reads);
     client.send(json!({"op": "ack", "ids": first})).await;

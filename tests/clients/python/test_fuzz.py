@@ -72,12 +72,10 @@ class Target:
     async def survives(self, attack: Callable[[], Awaitable[None]], rounds: int = 2, warm_up: int = 1) -> None:
         """Runs an attack again and again: served after each round, and memory flat once the bounded caches (log tails,
         page caches, windows of repeats) are warm."""
-        before = 0
         for _ in range(warm_up):
             await attack()
             await self.serves()
-            # Memory goes up and down by more than 10 MiB from round to round: the last round alone may be a low one.
-            before = max(before, self.server.rss_kib())
+        before = self.server.rss_kib()
         for _ in range(rounds):
             await attack()
             await self.serves()
