@@ -8,37 +8,32 @@
 //! window, or, where that chunk is older, by looking it up in the stream. A process that was thought dead and comes back
 //! sends at most the chunk it had saved, under those same ids, and saves no other.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eshaar_model::{BroadcastId, BusinessId, Clock, Lane, MessageId, MessageType, Phone, Principal, Timestamp};
+use eshaar_model::{BroadcastId, Clock, Lane, MessageId, MessageType, Phone, Principal, Timestamp};
 use eshaar_presence::depths::Depths;
 use eshaar_presence::limits::{Limiter, Limits, Manner, Sender};
 use eshaar_schemas::{Broadcast, Codecs, EncodeError, Message};
 use eshaar_service::TraceContext;
-use eshaar_service::metrics::{BROADCASTS_ENDED, BROADCASTS_OPEN, INGEST_ACCEPTED};
+use eshaar_service::metrics::{BROADCASTS_ENDED, INGEST_ACCEPTED};
 use eshaar_store::audiences::PAGE_PHONES;
 use eshaar_store::broadcasts::{Ended, Progress, TASKS};
 use eshaar_store::{Holder, Lease, OpenBroadcast, Store, StoreError, Task};
 use eshaar_topics::{AppendError, Cancelled, Log, NewRecord, flow};
-use metrics::{counter, gauge};
+use metrics::counter;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Options;
-use super::choice::{Caps, Choice, choose};
+use super::held::UnderWay;
 use super::room::{Pace, Room};
 use super::turns::{Turn, Turns};
 use crate::decode;
 
 /// Time between two looks for broadcasts that nobody sends.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Broadcasts of a business that a look considers: the oldest.
-const LOOKED_AT: usize = 64;
-/// How long one that another process holds is not asked about.
-const NOT_ASKED: Duration = Duration::from_secs(5);
 /// How long a broadcast is held without being saved, in milliseconds: so long it rests when its process dies.
 const LEASE_MS: i64 = 10_000;
 /// One that is being sent is saved this often at least, so that it stays held.
@@ -95,8 +90,8 @@ pub async fn run(ports: Ports, options: Options, shutdown: CancellationToken) {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            Some(ended) = under_way.tasks.join_next_with_id() => {
-                under_way.ended(ended.map_or_else(|error| error.id(), |(task, ())| task));
+            Some(ended) = under_way.next_ended() => {
+                under_way.ended(ended);
                 continue;
             }
             _ = looks.tick() => {}
@@ -108,75 +103,13 @@ pub async fn run(ports: Ports, options: Options, shutdown: CancellationToken) {
         // However many are open, looking takes a tenth of the time at most.
         looks.reset_after(LOOK_EVERY.max(begun.elapsed() * 9));
     }
-    while under_way.tasks.join_next().await.is_some() {}
+    while under_way.next_ended().await.is_some() {}
     giving.shutdown().await;
 }
 
-/// The broadcasts that this process holds.
-struct UnderWay {
-    expander: Arc<Expander>,
-    caps: Caps,
-    tasks: JoinSet<()>,
-    held: HashMap<BroadcastId, Hold>,
-    /// Those that another process was seen to hold, and until when they are not asked about again.
-    others: HashMap<BroadcastId, Instant>,
-}
-
-struct Hold {
-    business: BusinessId,
-    task: tokio::task::Id,
-    /// It is to be let go of when it next waits.
-    release: CancellationToken,
-}
-
-impl UnderWay {
-    fn new(expander: Arc<Expander>, options: &Options) -> Self {
-        let caps = Caps { all: options.held.max(1), each: options.held_per_business.max(1) };
-        Self { expander, caps, tasks: JoinSet::new(), held: HashMap::new(), others: HashMap::new() }
-    }
-
-    fn ended(&mut self, task: tokio::task::Id) {
-        self.held.retain(|_, hold| hold.task != task);
-        gauge!(BROADCASTS_OPEN).set(self.held.len() as f64);
-    }
-
-    /// Takes on broadcasts that nobody sends.
-    async fn look(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
-        self.others.retain(|_, until| *until > now);
-        let mut open = self.expander.ports.store.broadcasts.opened(LOOKED_AT).await?;
-        open.retain(|one| !self.held.contains_key(&one.id) && !self.others.contains_key(&one.id));
-        let held = self.held.iter().map(|(id, hold)| (*id, hold.business.clone())).collect();
-        let Choice { candidates, release } = choose(open, &held, self.caps);
-        if let Some(hold) = release.and_then(|id| self.held.get(&id)) {
-            hold.release.cancel();
-        }
-        for one in candidates {
-            if self.held.len() >= self.caps.all {
-                break;
-            }
-            match self.expander.take(&one).await? {
-                Some(task) => self.hold(one, task),
-                None => drop(self.others.insert(one.id, now + NOT_ASKED)),
-            }
-        }
-        gauge!(BROADCASTS_OPEN).set(self.held.len() as f64);
-        Ok(())
-    }
-
-    fn hold(&mut self, open: OpenBroadcast, task: Task) {
-        let (expander, release) = (Arc::clone(&self.expander), CancellationToken::new());
-        let (id, business) = (open.id, open.business.clone());
-        let spawned = self.tasks.spawn({
-            let release = release.clone();
-            async move { expander.send(open, task, release).await }
-        });
-        self.held.insert(id, Hold { business, task: spawned.id(), release });
-    }
-}
-
-struct Expander {
-    ports: Ports,
+/// Sends the broadcasts of this process.
+pub(super) struct Expander {
+    pub(super) ports: Ports,
     turns: Turns,
     holder: Holder,
     shutdown: CancellationToken,
@@ -213,7 +146,7 @@ struct Held {
 
 impl Expander {
     /// Takes a broadcast, unless another process holds it.
-    async fn take(&self, open: &OpenBroadcast) -> Result<Option<Task>, StoreError> {
+    pub(super) async fn take(&self, open: &OpenBroadcast) -> Result<Option<Task>, StoreError> {
         let Ports { store, clock, .. } = &self.ports;
         let (name, now) = (open.id.to_string(), clock.now());
         let lease = Lease { holder: self.holder, now, until: now.plus_millis(LEASE_MS) };
@@ -225,7 +158,7 @@ impl Expander {
         Ok(taken)
     }
 
-    async fn send(&self, open: OpenBroadcast, task: Task, release: CancellationToken) {
+    pub(super) async fn send(&self, open: OpenBroadcast, task: Task, release: CancellationToken) {
         let id = open.id;
         match self.see_through(open, task, release).await {
             Ok(ended) => {

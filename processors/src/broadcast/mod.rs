@@ -8,6 +8,7 @@
 
 mod choice;
 pub mod expand;
+mod held;
 pub(crate) mod room;
 pub(crate) mod tally;
 #[cfg(test)]
