@@ -94,11 +94,19 @@ enum Failed {
     ForGood(anyhow::Error),
 }
 
+/// Takes notes for the user, which are no output of the command.
+pub type Notes<'a> = &'a (dyn Fn(&str) + 'a);
+
+/// Notes on standard error.
+pub fn to_stderr(text: &str) {
+    noteln!("{text}");
+}
+
 /// Connects to the gateway with a token or an API key. Tries again, and says so, until a connection stands or the server
 /// refuses the caller.
-pub async fn connect(endpoint: &Endpoint, credential: &str) -> anyhow::Result<Socket> {
+pub async fn connect(endpoint: &Endpoint, credential: &str, notes: Notes<'_>) -> anyhow::Result<Socket> {
     let http = builder(endpoint)?.http1_only().build().context("cannot make an HTTP client")?;
-    let mut retries = Retries::new(&endpoint.url);
+    let mut retries = Retries::new(&endpoint.url, notes);
     loop {
         match tokio::time::timeout(CONNECT_TIMEOUT, upgrade(&http, endpoint, credential)).await {
             Ok(Ok(socket)) => return Ok(socket),
@@ -110,8 +118,12 @@ pub async fn connect(endpoint: &Endpoint, credential: &str) -> anyhow::Result<So
 }
 
 /// A request that is tried again, and says so, until the server answers it.
-pub async fn persistently(url: &str, mut request: impl FnMut() -> reqwest::RequestBuilder) -> anyhow::Result<Response> {
-    let mut retries = Retries::new(url);
+pub async fn persistently(
+    url: &str,
+    mut request: impl FnMut() -> reqwest::RequestBuilder,
+    notes: Notes<'_>,
+) -> anyhow::Result<Response> {
+    let mut retries = Retries::new(url, notes);
     loop {
         match request().send().await {
             Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
@@ -129,18 +141,19 @@ pub async fn persistently(url: &str, mut request: impl FnMut() -> reqwest::Reque
 /// Waits between tries: longer each time, with jitter.
 struct Retries<'a> {
     url: &'a str,
+    notes: Notes<'a>,
     next: Duration,
     told: bool,
 }
 
 impl<'a> Retries<'a> {
-    const fn new(url: &'a str) -> Self {
-        Self { url, next: BACKOFF.0, told: false }
+    const fn new(url: &'a str, notes: Notes<'a>) -> Self {
+        Self { url, notes, next: BACKOFF.0, told: false }
     }
 
     async fn wait(&mut self, error: &anyhow::Error) {
         if !std::mem::replace(&mut self.told, true) {
-            noteln!("{}: {error:#}; trying again", self.url);
+            (self.notes)(&format!("{}: {error:#}; trying again", self.url));
         }
         tokio::time::sleep(self.next.mul_f64(rand::random_range(0.5..1.0))).await;
         self.next = (self.next * 2).min(BACKOFF.1);

@@ -13,7 +13,7 @@ use crate::commands::token;
 use crate::output::{OutputError, noteln, outln, printable};
 use crate::{client, config};
 
-/// What comes from the server, as far as a terminal shows it.
+/// A frame of the server, as far as a terminal shows it.
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Received {
@@ -51,7 +51,7 @@ enum Ended {
     Final(String),
 }
 
-/// What is kept from one connection to the next.
+/// State that outlives a connection.
 struct Listener<'a> {
     arguments: &'a ListenArguments,
     token: String,
@@ -68,7 +68,7 @@ pub async fn run(settings: &Settings, arguments: &ListenArguments) -> anyhow::Re
     let after = arguments.after.map(|cursor| cursor.to_string());
     let mut listener = Listener { arguments, token, after, left: arguments.count.unwrap_or(u64::MAX) };
     loop {
-        let socket = client::connect(&arguments.endpoint, &listener.token).await?;
+        let socket = client::connect(&arguments.endpoint, &listener.token, &client::to_stderr).await?;
         match listener.listen(socket).await? {
             Ended::Enough => return Ok(()),
             Ended::Final(reason) => bail!("the server closed the session for good: {reason}"),

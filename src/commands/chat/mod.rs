@@ -1,6 +1,9 @@
-//! `eshaar chat`: a conversation in the terminal, from either side. A line is a message; the end of input is the end.
+//! `eshaar chat`: a conversation in the terminal, from either side. A line is a message; the end of input is the end, and at
+//! a terminal Ctrl-C on an empty line. `screen` has the terminal.
 //!
-//! What was not answered when a connection ended is sent again under its `ref` on the next one, so it is sent once.
+//! A message that was not answered when a connection ended is sent again under its `ref` on the next one, so it is sent once.
+
+mod screen;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -10,9 +13,9 @@ use eshaar_model::Principal;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{Error as Broken, Message as Frame};
 
+use self::screen::{Output, Screen, Stop};
 use crate::cli::{ChatArguments, Settings};
 use crate::client::{self, Socket};
 use crate::commands::token;
@@ -25,7 +28,7 @@ const DEMO: &str = "demo";
 /// Messages of one's own whose ticks are shown, the newest.
 const TICKED: usize = 200;
 
-/// What comes from the server, as far as it is shown.
+/// A frame of the server, as far as it is shown.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Received {
@@ -78,6 +81,31 @@ struct Unanswered {
     content: String,
 }
 
+impl Unanswered {
+    fn new(content: String) -> Self {
+        Self { r#ref: format!("{:032x}", rand::random::<u128>()), content }
+    }
+}
+
+/// Messages as the user types them.
+struct Typed<'a> {
+    screen: &'a mut Screen,
+    /// False after the end of input.
+    is_open: bool,
+}
+
+impl Typed<'_> {
+    /// The next message; none where a line is blank, and at the end. Waits forever behind the end. Cancel-safe.
+    async fn message(&mut self) -> std::io::Result<Option<String>> {
+        if !self.is_open {
+            return std::future::pending().await;
+        }
+        let line = self.screen.line().await.transpose()?;
+        self.is_open = line.is_some();
+        Ok(line.filter(|line| !line.trim().is_empty()))
+    }
+}
+
 /// A message of one's own.
 struct Own {
     content: String,
@@ -107,11 +135,9 @@ struct Chat<'a> {
     arguments: &'a ChatArguments,
     credential: String,
     conversation: String,
-    lines: mpsc::Receiver<std::io::Result<String>>,
-    /// Whether there may be more input.
-    open: bool,
+    output: Output,
     unanswered: VecDeque<Unanswered>,
-    /// What was shown, by id: a hint may come twice.
+    /// Ids of the messages that were shown: a hint may come twice.
     shown: HashSet<String>,
     /// One's own messages by id, with the status that was shown last.
     own: HashMap<String, Own>,
@@ -127,25 +153,23 @@ pub async fn run(settings: &Settings, arguments: &ChatArguments) -> anyhow::Resu
         arguments,
         credential,
         conversation,
-        lines: input(),
-        open: true,
+        output: Output::new(arguments.json),
         unanswered: VecDeque::new(),
         shown: HashSet::new(),
         own: HashMap::new(),
         order: VecDeque::new(),
     };
     chat.show_history(&http).await?;
-    loop {
-        let socket = client::connect(&arguments.endpoint, &chat.credential).await?;
-        let wait = match chat.talk(socket).await {
-            Ok(Ended::Enough) => return Ok(()),
-            Ok(Ended::Reconnect(wait)) => wait,
-            Err(error) if error.is::<Broken>() => Duration::from_secs(1),
-            Err(error) => return Err(error),
-        };
-        chat.show(format_args!("  the connection ended; connecting again"))?;
-        tokio::time::sleep(wait).await;
-    }
+    let (mut screen, stops) = Screen::open(chat.output.clone())?;
+    chat.output = screen.output().clone();
+    let mut typed = Typed { screen: &mut screen, is_open: true };
+    let done = tokio::select! {
+        done = chat.talk(&mut typed) => done,
+        stop = stops.next() => chat.stopped(&stop),
+    };
+    // Before anybody is told how it ended: the terminal is as it was.
+    screen.close();
+    done
 }
 
 async fn credential(settings: &Settings, arguments: &ChatArguments) -> anyhow::Result<String> {
@@ -160,24 +184,12 @@ async fn credential(settings: &Settings, arguments: &ChatArguments) -> anyhow::R
     }
 }
 
-/// The lines that are typed. They are read by a thread of its own, which the end of this command need not wait for.
-fn input() -> mpsc::Receiver<std::io::Result<String>> {
-    let (typed, lines) = mpsc::channel(16);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines() {
-            if typed.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
-}
-
 /// The conversation of the two, and its id.
 async fn start(http: &reqwest::Client, arguments: &ChatArguments, credential: &str) -> anyhow::Result<String> {
     let url = format!("{}/v1/conversations", arguments.endpoint.url);
     let request = || http.post(&url).bearer_auth(credential).json(&json!({ "with": arguments.with }));
-    let conversation: Value = client::persistently(&arguments.endpoint.url, request).await?.json().await?;
+    let conversation: Value =
+        client::persistently(&arguments.endpoint.url, request, &client::to_stderr).await?.json().await?;
     let of = |field: &str| conversation[field].as_str().map(str::to_owned).context("the answer is no conversation");
     let us = match arguments.who {
         Principal::Phone(_) => of("phone")?,
@@ -194,7 +206,8 @@ impl Chat<'_> {
         }
         let url = format!("{}/v1/conversations/{}/messages", self.arguments.endpoint.url, self.conversation);
         let request = || http.get(&url).bearer_auth(&self.credential).query(&[("limit", self.arguments.last)]);
-        let page: Value = client::persistently(&self.arguments.endpoint.url, request).await?.json().await?;
+        let url = &self.arguments.endpoint.url;
+        let page: Value = client::persistently(url, request, &client::to_stderr).await?.json().await?;
         for message in page["messages"].as_array().into_iter().flatten() {
             let text = |field: &str| message[field].as_str().unwrap_or_default().to_owned();
             let (id, from, content) = (text("id"), text("from"), text("content"));
@@ -203,7 +216,44 @@ impl Chat<'_> {
         Ok(())
     }
 
-    async fn talk(&mut self, mut socket: Socket) -> anyhow::Result<Ended> {
+    /// Talks over one connection after the other, until all is said.
+    async fn talk(&mut self, typed: &mut Typed<'_>) -> anyhow::Result<()> {
+        let mut wait = Duration::ZERO;
+        loop {
+            let Some(socket) = self.connect(wait, typed).await? else { return Ok(()) };
+            wait = match self.talk_over(socket, typed).await {
+                Ok(Ended::Enough) => return Ok(()),
+                Ok(Ended::Reconnect(wait)) => wait,
+                Err(error) if error.is::<Broken>() => Duration::from_secs(1),
+                Err(error) => return Err(error),
+            };
+            self.show(format_args!("  the connection ended; connecting again"))?;
+        }
+    }
+
+    /// Connects after `wait`. What is typed meanwhile waits for the connection. Returns none if the input ends and nothing
+    /// waits.
+    async fn connect(&mut self, wait: Duration, typed: &mut Typed<'_>) -> anyhow::Result<Option<Socket>> {
+        let Self { arguments, credential, output, unanswered, .. } = self;
+        let connected = async {
+            tokio::time::sleep(wait).await;
+            client::connect(&arguments.endpoint, credential, &|text| output.note(text)).await
+        };
+        let all_is_said = async {
+            while typed.is_open || !unanswered.is_empty() {
+                if let Some(content) = typed.message().await? {
+                    unanswered.push_back(Unanswered::new(content));
+                }
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            socket = connected => socket.map(Some),
+            said = all_is_said => said.map(|()| None),
+        }
+    }
+
+    async fn talk_over(&mut self, mut socket: Socket, typed: &mut Typed<'_>) -> anyhow::Result<Ended> {
         say(&mut socket, &json!({"op": "hello"})).await?;
         say(&mut socket, &json!({"op": "join", "conversation_id": self.conversation})).await?;
         for unanswered in &self.unanswered {
@@ -211,19 +261,17 @@ impl Chat<'_> {
         }
         let mut wait = Duration::from_secs(1);
         loop {
-            if !self.open && self.unanswered.is_empty() {
+            if !typed.is_open && self.unanswered.is_empty() {
                 socket.close(None).await?;
                 return Ok(Ended::Enough);
             }
             tokio::select! {
-                line = self.lines.recv(), if self.open => match line.transpose()? {
-                    None => self.open = false,
-                    Some(line) if line.trim().is_empty() => {}
-                    Some(content) => {
-                        let unanswered = Unanswered { r#ref: format!("{:032x}", rand::random::<u128>()), content };
-                        say(&mut socket, &self.frame(&unanswered)).await?;
-                        self.unanswered.push_back(unanswered);
-                    }
+                message = typed.message() => if let Some(content) = message? {
+                    let unanswered = Unanswered::new(content);
+                    let frame = self.frame(&unanswered);
+                    // It waits for its answer before it is sent: a connection that breaks now does not lose it.
+                    self.unanswered.push_back(unanswered);
+                    say(&mut socket, &frame).await?;
                 },
                 frame = socket.next() => match frame {
                     Some(Ok(Frame::Text(text))) => match self.parse(&text)? {
@@ -240,6 +288,15 @@ impl Chat<'_> {
         }
     }
 
+    /// The end of a command that the user ended at once.
+    fn stopped(&self, stop: &Stop) -> anyhow::Result<()> {
+        match (stop, self.unanswered.len()) {
+            (Stop::Terminated, _) => bail!("ended by SIGTERM"),
+            (Stop::Interrupted, 0) => Ok(()),
+            (Stop::Interrupted, count) => bail!("interrupted with {count} messages unanswered; they may not be sent"),
+        }
+    }
+
     fn parse(&self, text: &str) -> anyhow::Result<Received> {
         if self.arguments.json {
             outln!("{text}")?;
@@ -247,9 +304,8 @@ impl Chat<'_> {
         Ok(serde_json::from_str(text)?)
     }
 
-    /// Shows a line to people.
     fn show(&self, line: std::fmt::Arguments<'_>) -> Result<(), OutputError> {
-        if self.arguments.json { Ok(()) } else { outln!("{line}") }
+        self.output.show(line)
     }
 
     fn frame(&self, Unanswered { r#ref, content }: &Unanswered) -> Value {
@@ -261,7 +317,13 @@ impl Chat<'_> {
             Received::Welcome { principal } => self.show(format_args!("connected as {principal}"))?,
             Received::Message { id, cursor, from, conversation_id, content } => {
                 if conversation_id.as_deref() == Some(self.conversation.as_str()) {
-                    self.show_message(&id, &from.to_string(), &content)?;
+                    let is_typed = from == self.arguments.who
+                        && self.unanswered.iter().any(|unanswered| unanswered.content == content);
+                    if is_typed {
+                        self.show_typed(&id, &content)?;
+                    } else {
+                        self.show_message(&id, &from.to_string(), &content)?;
+                    }
                     if from != self.arguments.who {
                         say(socket, &json!({"op": "read", "ids": [id]})).await?;
                     }
@@ -274,7 +336,7 @@ impl Chat<'_> {
                 if let Some(place) = self.unanswered.iter().position(|unanswered| unanswered.r#ref == r#ref)
                     && let Some(unanswered) = self.unanswered.remove(place)
                 {
-                    self.show_message(&id, &self.arguments.who.to_string(), &unanswered.content)?;
+                    self.show_typed(&id, &unanswered.content)?;
                 }
             }
             Received::Status { id, status } => {
@@ -311,11 +373,27 @@ impl Chat<'_> {
 
     /// Shows a message, once.
     fn show_message(&mut self, id: &str, from: &str, content: &str) -> Result<(), OutputError> {
-        if !self.shown.insert(id.to_owned()) {
+        let is_own = from == self.arguments.who.to_string();
+        if !self.add(id, is_own.then_some(content)) {
             return Ok(());
         }
-        let is_own = from == self.arguments.who.to_string();
-        if is_own {
+        self.show(format_args!("{}: {}", if is_own { "you" } else { from }, printable(content)))
+    }
+
+    /// Shows a message that was typed here, once: at a prompt it stands there as it was typed.
+    fn show_typed(&mut self, id: &str, content: &str) -> Result<(), OutputError> {
+        if !self.add(id, Some(content)) || self.output.shows_typed_lines() {
+            return Ok(());
+        }
+        self.show(format_args!("you: {}", printable(content)))
+    }
+
+    /// Adds a message to those that were shown, with its content if it is one's own. Returns false if it is among them.
+    fn add(&mut self, id: &str, own: Option<&str>) -> bool {
+        if !self.shown.insert(id.to_owned()) {
+            return false;
+        }
+        if let Some(content) = own {
             self.own.insert(id.to_owned(), Own { content: content.to_owned(), rank: rank("sent") });
         }
         self.order.push_back(id.to_owned());
@@ -325,7 +403,7 @@ impl Chat<'_> {
             self.own.remove(&oldest);
             self.shown.remove(&oldest);
         }
-        self.show(format_args!("{}: {}", if is_own { "you" } else { from }, printable(content)))
+        true
     }
 }
 
