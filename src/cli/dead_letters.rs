@@ -41,7 +41,7 @@ pub enum DeadLettersCommand {
     Discard(LetterSelection),
 }
 
-/// What dead letters have in common.
+/// Properties that the selected dead letters share.
 #[derive(Debug, Args)]
 pub struct LetterFilter {
     /// Given up on by this stage.
