@@ -38,6 +38,15 @@ pub struct SendArguments {
     /// standard input.
     #[arg(long, conflicts_with_all = ["to", "content", "ttl", "at", "reference"], value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// With --file: go on behind this line of it. Needs the --idempotency-key of the upload that was interrupted, which prints
+    /// the whole command.
+    #[arg(
+        long,
+        requires_all = ["file", "idempotency_key"],
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(0..=15_000_000)
+    )]
+    pub after_line: Option<u64>,
     /// With --file: print the result of every line, not only of those refused.
     #[arg(long, requires = "file")]
     pub verbose: bool,

@@ -1,6 +1,7 @@
 //! `eshaar send`: one message, or a file of them in bulk.
 
 mod bulk;
+mod file;
 mod refused;
 
 use std::time::Duration;

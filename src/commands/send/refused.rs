@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::fs::OpenOptions;
+use tokio::io::AsyncWriteExt as _;
 
-use super::bulk::open_decoded;
+use super::file::{Lines, decoded, open};
 
-/// Numbers of refused lines, from 1.
+/// Numbers of refused lines in the file, from 1.
 #[derive(Default)]
 pub struct Refused(BTreeSet<u64>);
 
@@ -18,21 +19,39 @@ impl Refused {
         self.0.insert(line);
     }
 
-    /// Copies the lines from `input` to `output`. Does nothing where there are none; returns true if the file was written.
-    pub async fn copy(&self, input: &Path, output: &Path) -> anyhow::Result<bool> {
-        let (Some(_), Some(last)) = (self.0.first(), self.0.last()) else { return Ok(false) };
-        let mut lines = BufReader::new(open_decoded(input).await?).split(b'\n');
+    /// Forgets the lines behind `line`.
+    pub fn forget_after(&mut self, line: u64) {
+        self.0.split_off(&(line + 1));
+    }
+
+    /// The number of lines.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Copies the lines from `input` to `output`: behind what it has if `is_continued`, in its place otherwise. Where there are
+    /// none, it makes no file. Returns true if lines were written.
+    pub async fn copy(&self, input: &Path, output: &Path, is_continued: bool) -> anyhow::Result<bool> {
         let failed = || format!("cannot write the refused lines to {}", output.display());
-        let mut file = tokio::fs::File::create(output).await.with_context(failed)?;
-        let mut number = 0;
-        while let Some(mut line) = lines.next_segment().await? {
+        let mut options = OpenOptions::new();
+        options.write(true).append(is_continued).truncate(!is_continued);
+        let (Some(_), Some(last)) = (self.0.first(), self.0.last()) else {
+            // Lines of an earlier upload are none of this one, which may be continued.
+            if !is_continued && output.is_file() {
+                options.open(output).await.with_context(failed)?;
+            }
+            return Ok(false);
+        };
+        let mut lines = Lines::new(decoded(open(input).await?, input)).await?;
+        let mut file = options.create(true).open(output).await.with_context(failed)?;
+        let (mut number, mut line) = (0, Vec::new());
+        while number < *last && lines.next(&mut line).await? {
             number += 1;
             if self.0.contains(&number) {
-                line.push(b'\n');
+                if !line.ends_with(lines.end()) {
+                    line.extend_from_slice(lines.end());
+                }
                 file.write_all(&line).await.with_context(failed)?;
-            }
-            if number == *last {
-                break;
             }
         }
         file.flush().await.with_context(failed)?;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -12,20 +13,12 @@ import subprocess
 
 import httpx
 import pytest
+import zstandard
 
 from business import Business
 from phone import START, Phone, contents
-from server import Server, binary, environment, free_port, new_phone
-
-
-async def eshaar(*arguments: object, **variables: str) -> tuple[int, str, str]:
-    """Runs a command to its end: exit code, output, errors."""
-    words = [str(word) for word in (binary(), *arguments)]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe, env=environment() | variables)
-    output, errors = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
+from server import Server, binary, environment, free_port, new_business, new_phone
+from terminal import Terminal, eshaar
 
 
 async def test_a_message_is_sent_in_one_terminal_and_read_in_another(server: Server, phone: Phone):
@@ -37,34 +30,6 @@ async def test_a_message_is_sent_in_one_terminal_and_read_in_another(server: Ser
     assert code == 0, errors
     [message] = [frame for frame in map(json.loads, lines.splitlines()) if frame["op"] == "message"]
     assert message["content"] == "Your card was used." and message["id"] in output
-
-
-class Terminal:
-    """A command that is typed to and read from while it runs."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    @classmethod
-    async def run(cls, *arguments: object) -> Terminal:
-        words = [str(word) for word in (binary(), *arguments)]
-        pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, env=environment()))
-
-    async def type(self, line: str) -> None:
-        self.process.stdin.write(f"{line}\n".encode())
-        await self.process.stdin.drain()
-
-    async def shows(self, line: str) -> None:
-        """Reads on until this line."""
-        async with asyncio.timeout(15):
-            while (shown := (await self.process.stdout.readline()).decode().rstrip("\n")) != line:
-                assert shown or not self.process.stdout.at_eof(), f"it ended before {line!r}"
-
-    async def end(self) -> int:
-        """The end of its input."""
-        self.process.stdin.close()
-        return await asyncio.wait_for(self.process.wait(), 15)
 
 
 async def test_a_phone_and_a_business_talk_in_two_terminals(server: Server, phone: Phone):
@@ -213,6 +178,14 @@ async def test_printed_commands_run_as_they_are_printed(tmp_path):
         assert process.wait(35) == 0
 
 
+def interrupted(process: subprocess.Popen[bytes]) -> str:
+    """Interrupts an upload; the command that it prints."""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0 and process.stderr is not None
+    [resume] = [line for line in process.stderr.read().decode().splitlines() if "--idempotency-key" in line]
+    return resume
+
+
 async def test_an_interrupted_upload_goes_on_with_the_command_that_it_prints(server: Server, phone: Phone, tmp_path):
     fifo, file = tmp_path / "fifo", tmp_path / "messages.ndjson"
     texts = [f"message {n}" for n in range(40)]
@@ -227,16 +200,90 @@ async def test_an_interrupted_upload_goes_on_with_the_command_that_it_prints(ser
         upload.write("".join(lines[:20]).encode())
         assert process.stdout is not None
         shown = [process.stdout.readline() for _ in range(20)]
-        process.send_signal(signal.SIGINT)
-        # Standard input and pipes cannot be read again: the file can.
-        assert process.wait(30) != 0 and shown[10].startswith(b"line 11: to: ")
-    assert process.stderr is not None
-    [resume] = [line for line in process.stderr.read().decode().splitlines() if "--idempotency-key" in line]
-    gone_on = subprocess.run(
-        resume.replace(str(fifo), str(file)), shell=True, capture_output=True, timeout=30, env=environment()
-    )
-    assert b"40 accepted, 1 refused" in gone_on.stdout, gone_on.stderr
+        assert shown[10].startswith(b"line 11: to: ")
+        resume = interrupted(process)
+    # Standard input and pipes cannot be read again: the file can.
+    resume = resume.replace(str(fifo), str(file))
+    gone_on = subprocess.run(resume, shell=True, capture_output=True, timeout=30, env=environment())
+    shown = gone_on.stdout.splitlines()
+    assert shown[0].startswith(b"line 21: ") and shown[-1] == b"21 accepted, 0 refused", gone_on
     assert contents(await phone.fetch(40, **START)) == texts
+
+
+@pytest.mark.parametrize("name", ["messages.ndjson", "messages.ndjson.gz", "messages.ndjson.zst", "utf-16.ndjson"])
+async def test_an_interrupted_upload_goes_on_without_the_lines_that_were_accepted(new_server, tmp_path, name: str):
+    server = new_server("ingest.bulk.batch_lines=10")
+    phone, file = Phone.new(server), tmp_path / name
+    key = server.new_key(new_business(), rate="50/s")
+    texts = [f"message {number}" for number in range(100)]
+    lines = [json.dumps({"to": phone.number, "content": text}) + "\n" for text in texts]
+    for place in (5, 60, 85):
+        lines.insert(place, '{"to": "+1", "content": "refused"}\n')
+    lines.insert(20, "\n")
+    text = "".join(lines)
+    # As it is when parts that were compressed are joined.
+    parts = [text[:1_000].encode(), text[1_000:].encode()]
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(file.suffix)
+    plain = text.encode("utf-16") if name.startswith("utf-16") else text.encode()
+    file.write_bytes(b"".join(map(compress, parts)) if compress else plain)
+    (tmp_path / f"{name}.refused").write_text("of another upload\n")
+
+    words = [binary(), "send", "--data-dir", server.data_dir, "--url", server.url, "--file", file, "--json"]
+    keyed = environment() | {"ESHAAR_API_KEY": key}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=keyed)
+    assert process.stdout is not None
+    for _ in range(30):
+        process.stdout.readline()
+    resume = interrupted(process)
+    last = int(re.search(r"--after-line (\d+)", resume)[1])
+    assert 30 <= last < len(lines)
+    gone_on = subprocess.run(resume, shell=True, capture_output=True, timeout=30, env=keyed)
+    assert gone_on.stdout, gone_on.stderr
+    *answers, total = map(json.loads, gone_on.stdout.splitlines())
+    assert [answer["line"] for answer in answers] == list(range(last + 1, len(lines) + 1)), gone_on.stderr
+    assert total["accepted"] + total["rejected"] == len(lines) - last
+    assert contents(await phone.fetch(len(texts), **START)) == texts
+    async with Business(server.url, key) as business:
+        listed = await business.list(limit=100)
+        assert len(listed["messages"]) == 100 and listed["next_cursor"] is None
+    refused = (tmp_path / f"{name}.refused").read_bytes().decode("utf-16-le" if name.startswith("utf-16") else "utf-8")
+    assert refused == '{"to": "+1", "content": "refused"}\n' * 3
+
+
+async def test_lines_that_were_refused_when_the_log_went_away_are_sent_again(tmp_path):
+    """Where an upload ends early, what was refused for that reason is no refused line."""
+    problem = {"code": "log_unavailable", "detail": "the log is away"}
+    answers = [{"line": 1, "id": "1"}, {"line": 2, "error": {"code": "invalid_phone", "detail": "", "field": "to"}}]
+    answers += [{"line": 3, "id": "3"}, {"line": 4, "error": problem}, {"line": 5, "id": "5"}]
+    answers += [{"line": 6, "error": problem}, {"accepted": 3, "rejected": 3, "last_line": 6, "error": problem}]
+    body = "".join(json.dumps(answer) + "\n" for answer in answers).encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    file = tmp_path / "messages.ndjson"
+    file.write_text("".join(f"{number}\n" for number in range(1, 7)))
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, _, errors = await eshaar("send", "--url", url, "--api-key", "esk_a_b", "--file", file)
+    assert code == 1 and "the log is away (log_unavailable)" in errors
+    assert "3 accepted, 1 refused, up to line 3" in errors and errors.count("--after-line 3") == 1, errors
+    assert (tmp_path / "messages.ndjson.refused").read_text() == "2\n"
+
+
+async def test_an_upload_goes_on_behind_a_line_of_its_file_under_its_key_only(server: Server, tmp_path):
+    file = tmp_path / "messages.ndjson"
+    file.write_text("{}\n{}\n")
+    here = ("send", "--data-dir", server.data_dir, "--url", server.url, "--file", file, "--after-line")
+    code, _, errors = await eshaar(*here, "1")
+    assert code == 2 and "--idempotency-key" in errors
+    code, _, errors = await eshaar(*here, "3", "--idempotency-key", "k")
+    assert code == 1 and "--after-line 3: " in errors and "has only 2 lines" in errors
+    code, _, errors = await eshaar(*here, "15000001", "--idempotency-key", "k")
+    assert code == 2 and "--after-line" in errors and "15000000" in errors
 
 
 async def test_refused_lines_are_written_to_a_file(server: Server, phone: Phone, tmp_path):
