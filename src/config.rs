@@ -58,13 +58,13 @@ pub struct Config {
     pub webhooks: Webhooks,
 }
 
-/// What signs webhooks, and where they may be.
+/// The keys of webhooks, and the addresses that endpoints may have.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Webhooks {
     /// The master keys that secrets are made from.
     pub key_file: PathBuf,
-    /// Whether endpoints may be reached by http, and at addresses of private networks.
+    /// Allows endpoints at http URLs and at addresses of private networks.
     pub allow_private: bool,
     /// Authorities that are trusted besides the system's, PEM.
     pub ca_file: Option<PathBuf>,

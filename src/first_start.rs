@@ -25,7 +25,7 @@ pub const DEMO_KEY_FILE: &str = "demo-key";
 pub const DEMO_BUSINESS: &str = "demo";
 /// API key of the operators, in the data directory.
 pub const OPERATOR_KEY_FILE: &str = "operator-key";
-/// Whose the operators' key is.
+/// The business of the operators' key.
 pub const OPERATORS: &str = "operators";
 
 /// Makes the data directory and the secrets that are not there yet.
@@ -71,7 +71,7 @@ async fn make_key(
     Ok(true)
 }
 
-/// Whether the data directory holds what the console needs: the keys that it calls with, and the secret of its links.
+/// Returns true if the data directory holds what the console needs: the keys that it calls with, and the secret of its links.
 pub fn has_demo(data_dir: &Path) -> bool {
     [DEMO_KEY_FILE, OPERATOR_KEY_FILE, CONSOLE_SECRET_FILE].iter().all(|file| data_dir.join(file).is_file())
 }

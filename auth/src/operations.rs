@@ -11,7 +11,7 @@ use crate::Identity;
 
 use Permission::{Admin, BroadcastsSend, Chat, ConversationsManage, MessagesRead, MessagesSend, WebhooksManage};
 
-/// Who may call an operation. A key with the permission `admin` has all permissions, but is still a business.
+/// Callers that an operation admits. A key with the permission `admin` has all permissions, but is still a business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Everyone who reaches the listener.
@@ -28,7 +28,7 @@ pub enum Access {
     ConsoleSession,
 }
 
-/// Whose data an operation shows or changes.
+/// The owner of the data that an operation shows or changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// None.
@@ -48,7 +48,7 @@ pub enum Surface {
     WebSocket,
     /// The console.
     Console,
-    /// What every process answers about itself, and the embedded registry.
+    /// The state of the process itself, and the embedded registry.
     Process,
 }
 
@@ -61,11 +61,11 @@ pub struct Operation {
     pub method: &'static str,
     /// Path with its parameters, as the router has it. Of a frame: its `op`.
     pub path: &'static str,
-    /// Who may call it.
+    /// Callers that it admits.
     pub access: Access,
-    /// Whose data it shows.
+    /// The owner of the data that it shows.
     pub scope: Scope,
-    /// Whether only operators need it: with `internal_listen` it is not answered on the public listener.
+    /// True if only operators need it: with `internal_listen` it is not answered on the public listener.
     pub is_internal: bool,
 }
 
@@ -83,7 +83,7 @@ pub enum Denied {
 }
 
 impl Operation {
-    /// Whether an identity may call it.
+    /// Checks that an identity may call it.
     pub fn check(&self, identity: &Identity) -> Result<(), Denied> {
         self.access.check(identity)
     }
@@ -110,7 +110,7 @@ impl Operation {
 }
 
 impl Access {
-    /// Whether an identity has it.
+    /// Checks that an identity has it.
     pub fn check(self, identity: &Identity) -> Result<(), Denied> {
         let is_phone = matches!(identity.principal, Principal::Phone(_));
         match self {
@@ -145,7 +145,7 @@ pub fn methods(surface: Surface, path: &str) -> impl Iterator<Item = &'static st
     TABLE.iter().filter(move |row| row.surface == surface && row.path == path).map(|row| row.method)
 }
 
-/// Whether a path belongs to an operation that only operators need, or lies below one.
+/// Returns true if a path belongs to an operation that only operators need, or lies below one.
 pub fn is_internal(path: &str) -> bool {
     TABLE.iter().filter(|row| row.is_internal).any(|row| {
         let base = row.path.split("/{").next().unwrap_or(row.path);
@@ -158,9 +158,9 @@ pub fn client_frame(op: &str) -> Option<&'static Operation> {
     find(Surface::WebSocket, "client", op)
 }
 
-/// What shows one-way messages and their statuses.
+/// Access to one-way messages and their statuses.
 const READ_MESSAGES: Access = Access::PhoneOrBusiness(&[MessagesRead]);
-/// What shows conversations, and what happens in them.
+/// Access to conversations, and to what happens in them.
 const SEE_CONVERSATIONS: Access = Access::PhoneOrBusiness(&[Chat, ConversationsManage]);
 const CHAT: Access = Access::PhoneOrBusiness(&[Chat]);
 const OPERATOR: Access = Access::Business(&[Admin]);

@@ -37,7 +37,7 @@ pub fn link(config: &Config, now: Timestamp) -> anyhow::Result<String> {
     Ok(eshaar_ingest::console::link(&secret(config)?, now))
 }
 
-/// What signs links and sessions.
+/// The secret that signs links and sessions.
 pub fn secret(config: &Config) -> anyhow::Result<Vec<u8>> {
     let file = config.data_dir.join(CONSOLE_SECRET_FILE);
     std::fs::read(&file).with_context(|| format!("cannot read {}: has the server been started?", file.display()))

@@ -70,7 +70,7 @@ impl Source {
         }
     }
 
-    /// Whether records of `topic` can be seen from here.
+    /// Returns true if records of `topic` can be seen from here.
     fn shows(&self, topic: Topic) -> bool {
         matches!(self, Self::Kafka(..)) || topic.spec().durability != Durability::Memory
     }
@@ -82,7 +82,7 @@ impl Source {
         }
     }
 
-    /// What is at hand of each partition from `next` on, which is moved behind it. Waits a while where there is nothing.
+    /// Records at hand of each partition from `next` on, which is moved behind them. Waits a while where there are none.
     async fn page(&mut self, topic: Topic, next: &mut [u64], wait: bool) -> anyhow::Result<Vec<Record>> {
         let mut page: Vec<Record> = Vec::new();
         match self {

@@ -99,7 +99,7 @@ pub async fn findings(config: &Config) -> Vec<(&'static str, Result<String, Stri
     findings
 }
 
-/// Whether this host's clock is that of the engines.
+/// Compares this host's clock with those of the engines. The error says what is off.
 async fn clock(config: &Config) -> Result<String, String> {
     let clock = Clock::system();
     let failed = |error: &dyn std::fmt::Display| format!("it cannot be compared with those of the engines: {error}");

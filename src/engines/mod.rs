@@ -40,23 +40,23 @@ pub enum Kind {
 pub struct Engines {
     /// Where records go.
     pub log: Arc<dyn Log>,
-    /// What is remembered.
+    /// The history.
     pub store: Store,
-    /// Who is connected where.
+    /// The gateways that phones are connected to.
     pub presence: Arc<dyn Presence>,
     /// How much each may send.
     pub limiter: Arc<Limiter>,
     /// How much waits.
     pub depths: Arc<dyn Depths>,
-    /// What of the store need not be read again.
+    /// Answers of the store that need not be read again.
     pub cache: Arc<dyn Cache>,
-    /// What leaves dependencies alone after failures.
+    /// Circuit breakers, which leave dependencies alone after failures.
     pub breakers: Vec<Arc<Breaker>>,
     /// Records to bytes and back.
     pub codecs: Codecs,
-    /// Who is calling.
+    /// Verification of callers.
     pub auth: Authenticator,
-    /// What signs webhooks.
+    /// Keys that sign webhooks.
     pub signing: SigningKeys,
     /// The present.
     pub clock: Clock,

@@ -36,7 +36,7 @@ pub struct ClockWatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Offset {
     ahead_ms: i64,
-    /// What of it may be due to the time that the question took.
+    /// The part of it that may be due to the time that the question took.
     error_ms: i64,
 }
 
@@ -63,7 +63,7 @@ impl ClockWatch {
         Arc::new(Self { clock, presence, store, off: Mutex::default() })
     }
 
-    /// Whether this clock is that of the engines, as far as they answer; what is off, and by how much.
+    /// Compares this clock with those of the engines, as far as they answer. The error says what is off, and by how much.
     ///
     /// # Errors
     /// When it is further from one of theirs than it may be.
@@ -88,7 +88,7 @@ impl ClockWatch {
         }
     }
 
-    /// What is wrong with this clock by that of an engine, which is asked now.
+    /// Asks an engine for its time, and returns the difference of this clock if it is too large.
     async fn compare<E>(
         &self,
         engine: &'static str,

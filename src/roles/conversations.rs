@@ -1,4 +1,4 @@
-//! What a gateway asks of conversations, answered by what the API rests on, in the gateway's own process.
+//! The gateway's questions about conversations, answered by the code of the API in the gateway's own process.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a process answers over HTTP: that of its roles, and its health and metrics.
+//! HTTP of a process: the routes of its roles, its health and its metrics.
 
 use std::sync::Arc;
 
@@ -26,19 +26,19 @@ use crate::config::Config;
 use crate::engines::{Engines, check};
 use crate::first_start;
 
-/// What a process tells of itself.
+/// The state that a process shows of itself.
 pub struct Signs {
     /// Its metrics.
     pub rendered: PrometheusHandle,
-    /// Whether its stages make progress.
+    /// Progress of its stages.
     pub watchdog: Watchdog,
-    /// Whether its clock is right.
+    /// The difference of its clock.
     pub clocks: Arc<ClockWatch>,
     /// Cancelled when it takes no new work.
     pub draining: CancellationToken,
 }
 
-/// What the public listener answers where operators have one of their own: everything but what they alone need.
+/// Routes of the public listener where operators have one of their own: all but those that they alone need.
 pub fn public(router: Router) -> Router {
     router.layer(from_fn(async |request: Request, next: Next| {
         if operations::is_internal(request.uri().path()) {
@@ -95,7 +95,7 @@ async fn api(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> 
     Ok(api.merge(console))
 }
 
-/// What the API rests on.
+/// Dependencies of the API.
 pub fn of_ingest(engines: &Engines, cancelled: &Arc<Cancelled>, config: &Config) -> eshaar_ingest::Deps {
     eshaar_ingest::Deps {
         log: engines.log.clone(),

@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(8);
 /// How long histograms gather samples before they are folded.
 const METRICS_UPKEEP: Duration = Duration::from_secs(2);
 
-/// What a process does.
+/// The work of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// All of it.
