@@ -84,7 +84,7 @@ impl Default for Options {
             frame_bytes: MESSAGE_BYTES_DEFAULT,
             hints: 32,
             page: 100,
-            reads_at_once: 10,
+            reads_at_once: 3,
             hellos_waiting: 20_000,
             hello_wait_s: 30,
             read_ahead_bytes: 64 * 1024 * 1024,

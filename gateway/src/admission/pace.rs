@@ -14,7 +14,7 @@ const LEAST: f64 = 2.0;
 
 /// A round took longer than usual when it took so many times as long as the shortest, and this much more.
 const SLOWER: f64 = 2.0;
-const TOLERANCE_S: f64 = 0.050;
+const TOLERANCE_S: f64 = 0.010;
 
 /// What is left of the limit after a slow round.
 const SLOW_LEAVES: f64 = 0.8;

@@ -93,6 +93,10 @@ impl Link {
         self.connections.load(Relaxed)
     }
 
+    pub(super) fn response_timeout(&self) -> Duration {
+        self.options.response_timeout()
+    }
+
     pub(super) fn scripts(&self) -> &Scripts {
         &self.scripts
     }

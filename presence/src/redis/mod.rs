@@ -27,13 +27,14 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use eshaar_model::{Principal, Timestamp};
 use eshaar_service::{Breaker, workers};
+use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, RedisWrite, Value};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -54,7 +55,15 @@ pub struct RedisPresence {
     settler: JoinHandle<()>,
     /// Added to the server's time, in milliseconds. Only tests move it.
     shift: Arc<AtomicI64>,
+    /// The server's time of the last answer that had it, without the shift, and when that answer came.
+    server_time: Mutex<Option<(f64, Instant)>>,
 }
+
+/// Time, beyond that of two answers, in which Redis must run a look-up for it to count.
+const LOOK_UP_LATE: Duration = Duration::from_secs(1);
+
+/// The end of a look-up's time while the server's time is not known.
+const NO_END: f64 = 1e15;
 
 impl RedisPresence {
     /// Comes up, also while Redis is down: calls fail at once then, until it is there.
@@ -71,7 +80,7 @@ impl RedisPresence {
         let debt = Arc::<cache::Debt>::default();
         let settler =
             tokio::spawn(workers::guarded("redis-cache", cache::keep_settling(Arc::clone(&link), Arc::clone(&debt))));
-        let presence = Arc::new(Self { link, keeper, asks, debt, settler, shift });
+        let presence = Arc::new(Self { link, keeper, asks, debt, settler, shift, server_time: Mutex::default() });
         match first.await {
             Ok(Err(error)) if !error.may_pass() => return Err(error),
             Ok(Err(error)) => tracing::warn!(%error, "going on without presence until Redis answers"),
@@ -103,10 +112,10 @@ impl RedisPresence {
         command
     }
 
-    /// Asks who lives, and where `principals` are.
-    fn locate<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>, is_look_up: bool) -> Pipeline {
+    /// Asks who lives, and where `principals` are; as a look-up until the server's time is `look_up_until`.
+    fn locate<'a>(&self, principals: impl ExactSizeIterator<Item = &'a Principal>, look_up_until: f64) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(principals.len() + 1);
-        pipeline.add_command(self.live_nodes(is_look_up));
+        pipeline.add_command(self.live_nodes(look_up_until));
         for principal in principals {
             let mut command = redis::cmd("ZRANGE");
             command.arg(Key(self.link.prefix(), principal)).arg("0").arg("-1").arg("WITHSCORES");
@@ -115,11 +124,22 @@ impl RedisPresence {
         pipeline
     }
 
-    /// Asks who lives; a look-up marks those that have lapsed.
-    fn live_nodes(&self, is_look_up: bool) -> Cmd {
+    /// Asks who lives; a look-up, until the server's time is `look_up_until`, marks those that have lapsed.
+    fn live_nodes(&self, look_up_until: f64) -> Cmd {
         let mut command = self.link.scripts().live.call(self.link.nodes_key(), self.shift());
-        command.arg(if is_look_up { "1" } else { "0" });
+        command.arg(format!("{look_up_until:.0}"));
         command
+    }
+
+    /// The server's time at which a look-up that is sent now is too late.
+    fn look_up_end(&self) -> f64 {
+        let Some((time, seen)) = *self.server_time.lock() else { return NO_END };
+        let patience = seen.elapsed() + 2 * self.link.response_timeout() + LOOK_UP_LATE;
+        time + (millis(patience) + self.shift()) as f64
+    }
+
+    fn saw_time(&self, live: &Live) {
+        *self.server_time.lock() = Some((live.now - self.shift() as f64, Instant::now()));
     }
 
     /// Runs one command.
@@ -272,7 +292,7 @@ impl Presence for RedisPresence {
 
     async fn nodes(&self) -> Result<Vec<Node>, PresenceError> {
         const ACTION: &str = "list nodes";
-        let live = Live::parse(self.run(ACTION, self.live_nodes(false)).await?).ok_or_else(|| unexpected(ACTION))?;
+        let live = Live::parse(self.run(ACTION, self.live_nodes(0.0)).await?).ok_or_else(|| unexpected(ACTION))?;
         let mut nodes = live.nodes;
         nodes.sort_unstable_by_key(|node| node.slot);
         Ok(nodes)
@@ -299,16 +319,17 @@ impl Presence for RedisPresence {
     }
 
     async fn slots_of(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
-        self.find_slots(principals, true).await
+        let end = self.look_up_end();
+        self.find_slots(principals, end).await
     }
 
     async fn slots_of_unmarked(&self, principals: &[Principal]) -> Result<Vec<Slots>, PresenceError> {
-        self.find_slots(principals, false).await
+        self.find_slots(principals, 0.0).await
     }
 
     async fn connections(&self, principal: &Principal) -> Result<Vec<Connection>, PresenceError> {
         const ACTION: &str = "list connections";
-        let answers = self.link.run(ACTION, &self.locate([principal].into_iter(), false)).await?;
+        let answers = self.link.run(ACTION, &self.locate([principal].into_iter(), 0.0)).await?;
         let [live, connections] = <[Value; 2]>::try_from(answers).map_err(|_| unexpected(ACTION))?;
         let live = Live::parse(live).ok_or_else(|| unexpected(ACTION))?;
         let connections = entries(&connections, live.now, &live.incarnations()).map(Iterator::collect);
@@ -344,10 +365,15 @@ impl Presence for RedisPresence {
 }
 
 impl RedisPresence {
-    async fn find_slots(&self, principals: &[Principal], marks: bool) -> Result<Vec<Slots>, PresenceError> {
+    async fn find_slots(&self, principals: &[Principal], look_up_until: f64) -> Result<Vec<Slots>, PresenceError> {
         const ACTION: &str = "look up slots";
-        let mut answers = self.link.run(ACTION, &self.locate(principals.iter(), marks)).await?.into_iter();
+        let mut answers = self.link.run(ACTION, &self.locate(principals.iter(), look_up_until)).await?.into_iter();
         let live = answers.next().and_then(Live::parse).ok_or_else(|| unexpected(ACTION))?;
+        self.saw_time(&live);
+        if look_up_until > 0.0 && live.now > look_up_until {
+            // It marked nothing, so it must not be relied on.
+            return Err(engine(ACTION, "Redis ran it too late, or its clock was set"));
+        }
         let incarnations = live.incarnations();
         let slots_of_one = |answer: Value| {
             let mut slots = Slots::new();

@@ -73,8 +73,9 @@ const WITHDRAW: &str = "
 if holder(ARGV[2]) == ARGV[3] then redis.call('HDEL', KEYS[1], ARGV[2]) end
 ";
 
-/// KEYS: nodes. ARGV: shift, whether it is for a look-up. The time, then slot, incarnation and address of each node that
-/// lives. A look-up marks those that have lapsed, once, and lets go of those that lapsed long ago.
+/// KEYS: nodes. ARGV: shift, the time until which it is a look-up. The time, then slot, incarnation and address of each node that
+/// lives. A look-up marks those that have lapsed, once, and lets go of those that lapsed long ago. Past its time it does
+/// neither: Redis was stopped, and the caller no longer waits for the answer.
 const LIVE: &str = "
 local live = {now}
 local all = redis.call('HGETALL', KEYS[1])
@@ -84,7 +85,7 @@ for place = 1, #all, 2 do
         live[#live + 1] = tonumber(all[place])
         live[#live + 1] = incarnation
         live[#live + 1] = address
-    elseif ARGV[2] == '1' then
+    elseif now <= tonumber(ARGV[2]) then
         if tonumber(ends) + KEPT < now then
             redis.call('HDEL', KEYS[1], all[place])
         elseif since ~= '0' then

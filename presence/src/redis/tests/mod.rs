@@ -69,6 +69,34 @@ fn shared() -> Options {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the real engines: ./test"]
+async fn a_look_up_that_redis_runs_too_late_marks_no_node_and_is_no_answer() {
+    let presence = RedisPresence::connect(Options { prefix: prefix(), ..shared() }).await.unwrap();
+    let node = Node { slot: 0, incarnation: 1, address: String::new() };
+    let since = async || match presence.announce(&node).await.unwrap() {
+        Announced::Live { since } => since,
+        other @ Announced::Lost => panic!("{other:?}"),
+    };
+    presence.lease_slot(1, Some(0), 1, "").await.unwrap();
+    presence.connect(&phone(1), connection(0, 1, 1)).await.unwrap();
+    assert_eq!(presence.slots_of(&[phone(1)]).await.unwrap()[0][..], [0]);
+    let entered = since().await;
+
+    // As if the look-up had stood in the socket of a server that was stopped for a minute.
+    presence.pass(NODE_TTL * 2);
+    if let Some((time, _)) = &mut *presence.server_time.lock() {
+        *time -= 60_000.0;
+    }
+    let late = presence.slots_of(&[phone(1)]).await.unwrap_err().to_string();
+    assert!(late.contains("too late"), "{late}");
+    assert_eq!(since().await, entered, "nobody relied on the answer");
+
+    presence.pass(NODE_TTL * 2);
+    assert!(presence.slots_of(&[phone(1)]).await.unwrap()[0].is_empty());
+    assert_ne!(since().await, entered, "this one was relied on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the real engines: ./test"]
 async fn redis_limits_and_depths_keep_every_rule_of_their_ports() {
     let options = shared();
     let fresh = async || RedisPresence::connect(Options { prefix: prefix(), ..options.clone() }).await.unwrap();
