@@ -10,13 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::accounts::Verdict;
 use crate::clock::RunClock;
 use crate::drive::Target;
 use crate::measure::Percentiles;
 use crate::procfs::Machine;
+use crate::reads;
 use crate::recipient::Recipient;
 use crate::report::{write_percentiles, write_percentiles_head};
 use crate::run::{Attendance, Run, plans};
@@ -31,6 +32,9 @@ const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Time of the others alone, before the phone comes and after it has everything.
 const ALONE: Duration = Duration::from_secs(5);
+
+/// Least time for which unknown messages are reported.
+const LEAST_HOSTILE: Duration = Duration::from_secs(15);
 
 /// A backlog, and the load beside it.
 #[derive(Args, Debug)]
@@ -47,6 +51,12 @@ pub struct Options {
     /// Seconds between the last message accepted and the phone's connection: its stream is written meanwhile.
     #[arg(long, default_value_t = 20)]
     settle_s: u64,
+    /// After it has everything, the phone reads its stream from the start and reports each message as read.
+    #[arg(long)]
+    read: bool,
+    /// Frames a second of one more phone, each of which reports 256 unknown messages as read; 0: none. Sent for 15 s at least.
+    #[arg(long, default_value_t = 0)]
+    unknown_reads: u64,
     /// Messages a second that the phone must get; 0: none.
     #[arg(long, default_value_t = 10_000)]
     min_rate: u64,
@@ -64,6 +74,10 @@ pub struct Report {
     /// From the phone's connection attempt to its last message.
     seconds: f64,
     rate: f64,
+    /// Seconds that it took to report everything as read, where that was asked for.
+    reading_s: Option<f64>,
+    /// Frames with unknown messages that were sent.
+    unknown_reads: u64,
     accounts: Verdict,
     others_ms: Percentiles,
     usage: Usage,
@@ -107,14 +121,32 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
     sleep(ALONE).await;
     let mut watch = Watch::begin(&target.processes());
     let begin = Instant::now();
+    let hostile = (options.unknown_reads > 0).then(|| {
+        let others = Arc::clone(&others);
+        tokio::spawn(reads::unknown(others, options.others.max(8), options.unknown_reads))
+    });
     let phone = tokio::spawn(Recipient::new(Arc::clone(&waiting), 0, Attendance::Steady).attend());
     until(|| waiting.totals.received.get() >= options.messages).await.context("not everything arrived")?;
     let seconds = begin.elapsed().as_secs_f64();
     watch.sample(&target.processes());
+    let mut reading_s = None;
+    if options.read {
+        let begin = Instant::now();
+        let reading = reads::everything(&waiting, 0, options.messages);
+        timeout(PATIENCE, reading).await.context("the phone did not get its stream again")??;
+        reading_s = Some(begin.elapsed().as_secs_f64());
+    }
+    if hostile.is_some() {
+        sleep_until(begin + LEAST_HOSTILE).await;
+    }
     sleep(ALONE).await;
     waiting.stop.cancel();
     others.stop.cancel();
     let (_, received) = phone.await.context("the phone failed")?;
+    let unknown_reads = match hostile {
+        Some(hostile) => hostile.await.context("the phone that reports unknown messages failed")??,
+        None => 0,
+    };
 
     let mut report = Report {
         machine: Machine::here(),
@@ -122,6 +154,8 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
         messages: options.messages,
         seconds,
         rate: options.messages as f64 / seconds,
+        reading_s,
+        unknown_reads,
         accounts: Verdict::of([(0, sent, &received)], 0),
         others_ms: others.steady_latency.percentiles(),
         usage: watch.usage(options.messages),
@@ -182,6 +216,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\na backlog of one phone\n{}\n{}\n", self.machine, self.command)?;
         writeln!(f, "{} messages in {:.2} s: {:.0} a second", self.messages, self.seconds, self.rate)?;
+        if let Some(reading_s) = self.reading_s {
+            writeln!(f, "all of them reported as read in {reading_s:.2} s")?;
+        }
+        if self.unknown_reads > 0 {
+            writeln!(f, "{} frames with 256 unknown messages each", self.unknown_reads)?;
+        }
         let Verdict { lost, duplicated, out_of_order, .. } = &self.accounts;
         writeln!(f, "lost {lost}, duplicated {duplicated}, out of order {out_of_order}")?;
         write_percentiles_head(f, "ms")?;

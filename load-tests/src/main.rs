@@ -20,6 +20,7 @@ mod measure;
 mod phones;
 mod process;
 mod procfs;
+mod reads;
 mod recipient;
 mod reconnects;
 mod reference;

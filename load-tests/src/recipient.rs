@@ -211,6 +211,8 @@ impl Recipient {
             }
             Ok(Frame::CaughtUp { cursor }) => {
                 self.backoff.reset();
+                // What this burst brought before it waited while the session was broken.
+                self.settle_latencies();
                 if let Some(broken_at) = self.broken_at.take() {
                     self.run.reconnects.caught_up(broken_at.elapsed());
                 }
@@ -219,7 +221,7 @@ impl Recipient {
                 }
                 if !self.ready {
                     self.ready = true;
-                    totals.ready.one();
+                    self.run.totals.ready.one();
                 }
             }
             Ok(Frame::Gap { .. }) => totals.gaps.one(),
@@ -255,8 +257,13 @@ impl Recipient {
     }
 
     fn settle_burst(&mut self) -> usize {
+        self.settle_latencies();
+        std::mem::take(&mut self.burst.messages)
+    }
+
+    fn settle_latencies(&mut self) {
         let run = &self.run;
-        let Burst { messages, new, latencies_us } = &mut self.burst;
+        let Burst { new, latencies_us, .. } = &mut self.burst;
         run.totals.received.add(*new);
         // What waited while its session was broken says nothing of those who stayed.
         let latencies = if self.attendance == Attendance::Steady && self.broken_at.is_none() {
@@ -268,7 +275,6 @@ impl Recipient {
         latencies.record(latencies_us);
         latencies_us.clear();
         *new = 0;
-        std::mem::take(messages)
     }
 
     async fn ack(&mut self, session: &mut Session) -> Result<(), SessionError> {

@@ -92,7 +92,7 @@ impl Reconnects {
         Report {
             ends: self.ends.lock().clone(),
             most_connects: connects.iter().copied().max().unwrap_or(0),
-            mean_connects: connects.iter().copied().map(f64::from).sum::<f64>() / connects.len().max(1) as f64,
+            mean_connects: f64::from(connects.iter().sum::<u32>()) / connects.len().max(1) as f64,
             caught_up_ms: self.caught_up.percentiles(),
             away: self.away(),
             stream_reads,
@@ -106,7 +106,8 @@ impl fmt::Display for Report {
             counts.iter().map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
         };
         let Self { ends, most_connects, mean_connects, stream_reads, away, .. } = self;
-        writeln!(f, "sessions ended       {}", list(ends))?;
+        let ended = if ends.is_empty() { "none by the server".to_owned() } else { list(ends) };
+        writeln!(f, "sessions ended       {ended}")?;
         writeln!(f, "connected again      {mean_connects:.2} times each, {most_connects} at most; {away} not back")?;
         writeln!(f, "stream reads         {}", list(stream_reads))
     }
