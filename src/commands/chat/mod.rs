@@ -293,7 +293,9 @@ impl Chat<'_> {
         match (stop, self.unanswered.len()) {
             (Stop::Terminated, _) => bail!("ended by SIGTERM"),
             (Stop::Interrupted, 0) => Ok(()),
-            (Stop::Interrupted, count) => bail!("interrupted with {count} messages unanswered; they may not be sent"),
+            (Stop::Interrupted, count) => {
+                bail!("interrupted; messages that may not be sent, since nothing answered them: {count}")
+            }
         }
     }
 

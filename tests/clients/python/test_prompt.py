@@ -148,7 +148,7 @@ async def test_a_message_that_nobody_answered_is_named_when_the_user_ends_it(new
         device.type(CTRL_C)
         assert await device.ends() == 1
         assert device.modes() == device.modes_before
-        assert "1 messages unanswered" in device.display.lines[-2]
+        assert "nothing answered them: 1" in device.display.lines[-2]
 
 
 async def test_a_terminal_that_cannot_edit_lines_has_no_prompt(server: Server, phone: Phone):
