@@ -27,7 +27,7 @@ use crate::output::{OutputError, noteln, outln};
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// How long the server may work on the lines that an interrupted upload left it with: a batch of 500 at 10 a second takes 50 s.
-const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(120);
+const IN_FLIGHT_LIMIT: Duration = Duration::from_mins(2);
 /// The wait before it is asked again.
 const IN_FLIGHT_WAIT: Duration = Duration::from_secs(1);
 
