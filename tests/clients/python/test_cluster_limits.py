@@ -41,7 +41,8 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, redis: OwnEngine) -> Iterator[Cluster]:
     settings = [f'redis.addresses=["{redis.told("REDIS")}"]', f"redis.password={redis.told('REDIS_PASSWORD')}"]
-    settings += ["ingest.queue.interactive=300"]
+    # Callers dial first, all of them, and ask then: all at one process when the other has died.
+    settings += ["ingest.queue.interactive=300", f"http.max_unauthenticated_connections={2 * REPEATS}"]
     cluster = Cluster(tmp_path_factory.mktemp("limits") / "data", *settings).apply()
     cluster.new_key("acme")
     try:
