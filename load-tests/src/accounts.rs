@@ -26,7 +26,7 @@ pub struct Sent {
     cancelled: BTreeMap<u32, Cancelled>,
 }
 
-/// What became of the cancellation of an accepted message.
+/// The outcome of the cancellation of an accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cancelled {
     /// The id that the server gave the message.
@@ -197,7 +197,7 @@ pub struct Verdict {
     pub out_of_order: u64,
     /// Received, though never sent or refused.
     pub unexpected: u64,
-    /// What became of messages whose cancellation was answered as done.
+    /// Outcomes of messages whose cancellation was answered as done.
     pub cancelled: CancelledTotals,
     /// The first violations that were found.
     pub examples: Vec<Example>,

@@ -112,7 +112,7 @@ fn one_cancelled(answered_us: Option<u64>) -> Sent {
     sent
 }
 
-/// What a recipient has that gets message 2 at this time, and the others early.
+/// The inbox of a recipient that gets message 2 at this time, and the others early.
 fn received_at(at_us: u64) -> Inbox {
     let mut inbox = Inbox::new(true);
     for seq in 0..5 {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::accounts::Verdict;
-use crate::clock::RunClock;
+use crate::clock::{RunClock, until};
 use crate::drive::Target;
 use crate::measure::Percentiles;
 use crate::procfs::Machine;
@@ -24,8 +24,6 @@ use crate::run::{Attendance, Run, plans};
 use crate::scenario::Scenario;
 use crate::sender::Sender;
 use crate::watch::{Usage, Watch};
-
-const TICK: Duration = Duration::from_millis(10);
 
 /// Longest wait for everything to be accepted, or to arrive.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -86,7 +84,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every limit was kept.
+    /// True where every limit was kept.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()
     }
@@ -110,7 +108,9 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
     for index in 0..options.others {
         tokio::spawn(Recipient::new(Arc::clone(&others), index, Attendance::Steady).attend());
     }
-    until(|| others.totals.ready.get() >= u64::from(options.others)).await.context("the others did not connect")?;
+    until(PATIENCE, || others.totals.ready.get() >= u64::from(options.others))
+        .await
+        .context("the others did not connect")?;
     sleep(Duration::from_secs(options.settle_s)).await;
 
     let first_us = others.clock.now_us();
@@ -126,7 +126,7 @@ pub async fn run(options: &Options, target: &Target, seed: u64) -> anyhow::Resul
         tokio::spawn(reads::unknown(others, options.others.max(8), options.unknown_reads))
     });
     let phone = tokio::spawn(Recipient::new(Arc::clone(&waiting), 0, Attendance::Steady).attend());
-    until(|| waiting.totals.received.get() >= options.messages).await.context("not everything arrived")?;
+    until(PATIENCE, || waiting.totals.received.get() >= options.messages).await.context("not everything arrived")?;
     let seconds = begin.elapsed().as_secs_f64();
     watch.sample(&target.processes());
     let mut reading_s = None;
@@ -200,16 +200,6 @@ fn beside(options: &Options) -> anyhow::Result<Scenario> {
         options.others_rate.max(1),
         options.others.max(8)
     ))
-}
-
-/// Waits until `done`, at most [`PATIENCE`].
-async fn until(done: impl Fn() -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        ensure!(Instant::now() < deadline, "not done after {} s", PATIENCE.as_secs());
-        sleep(TICK).await;
-    }
-    Ok(())
 }
 
 impl fmt::Display for Report {

@@ -72,7 +72,7 @@ pub struct Cancels {
 
 #[derive(Default)]
 struct Books {
-    /// What came first of the messages that are to be cancelled: the message, or the answer to its cancellation.
+    /// The earlier event of each message that is to be cancelled: its receipt, or the answer to its cancellation.
     first: HashMap<(u32, u32), First>,
     /// Messages that were cancelled, and not received so far.
     withheld: u64,
@@ -86,7 +86,7 @@ enum First {
     Cancelled,
 }
 
-/// What was answered.
+/// Counts of the answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Cancellations answered 200: the history has the message.
@@ -109,10 +109,10 @@ pub struct Totals {
     pub examples: Vec<String>,
 }
 
-/// What a run found about cancellations and look-ups.
+/// The findings of a run about cancellations and look-ups.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What was answered.
+    /// Counts of the answers.
     #[serde(flatten)]
     pub totals: Totals,
     /// Requests sent again because the server could not answer yet.
@@ -132,7 +132,7 @@ enum Call {
     Cancel,
 }
 
-/// What an answer says.
+/// The meaning of an answer.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// 200.
@@ -202,7 +202,7 @@ impl Cancels {
         std::mem::take(&mut self.books.lock().cancelled)
     }
 
-    /// What was found so far.
+    /// The findings so far.
     pub fn report(&self) -> Report {
         Report {
             totals: self.books.lock().totals.clone(),
@@ -306,7 +306,7 @@ async fn call_once(
     }
 }
 
-/// What an answer says; `None` where the request is to be repeated.
+/// The meaning of an answer; `None` where the request is to be repeated.
 fn judge(call: Call, answer: &Answer) -> Option<Outcome> {
     let Answer { status, body, .. } = answer;
     if status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(status) {

@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
+
+/// How often [`until`] looks.
+const TICK: Duration = Duration::from_millis(10);
+
 /// Started with the run. Copied freely.
 #[derive(Clone, Copy, Debug)]
 pub struct RunClock {
@@ -28,4 +33,14 @@ impl RunClock {
 /// Seconds since the Unix epoch, for tokens.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Waits until `done`, at most for `patience`.
+pub async fn until(patience: Duration, done: impl Fn() -> bool) -> anyhow::Result<()> {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(TICK).await;
+        }
+    };
+    tokio::time::timeout(patience, waiting).await.with_context(|| format!("not done after {} s", patience.as_secs()))
 }

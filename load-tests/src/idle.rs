@@ -8,13 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::clock::RunClock;
+use crate::clock::{RunClock, until};
 use crate::drive::Target;
 use crate::procfs::{Machine, ensure_descriptors, resident_bytes};
 use crate::recipient::Recipient;
@@ -22,9 +22,6 @@ use crate::run::{Access, Attendance, Run, plans};
 use crate::scenario::Scenario;
 use crate::sender::Sender;
 use crate::watch::Process;
-
-/// How often totals are looked at.
-const TICK: Duration = Duration::from_millis(50);
 
 /// Longest wait for everybody to connect, or for all messages to arrive.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -127,7 +124,9 @@ async fn connect(run: &Arc<Run>, options: &Options) -> anyhow::Result<f64> {
         tokio::spawn(Recipient::new(Arc::clone(run), index, Attendance::Steady).attend());
         progress.set_position(run.totals.ready.get());
     }
-    until(|| run.totals.ready.get() >= u64::from(options.connections)).await.context("not everybody could connect")?;
+    until(PATIENCE, || run.totals.ready.get() >= u64::from(options.connections))
+        .await
+        .context("not everybody could connect")?;
     progress.finish_and_clear();
     Ok(begin.elapsed().as_secs_f64())
 }
@@ -137,7 +136,7 @@ async fn send(run: &Arc<Run>) -> anyhow::Result<()> {
     for plan in plans(&run.scenario, run.clock.now_us()) {
         tokio::spawn(Sender::new(plan, Arc::clone(run))?.work());
     }
-    until(|| run.totals.received.get() >= run.scenario.messages).await.context("not everything arrived")
+    until(PATIENCE, || run.totals.received.get() >= run.scenario.messages).await.context("not everything arrived")
 }
 
 /// Sends as many messages as will be measured to a few others, who then leave.
@@ -165,16 +164,6 @@ fn scenario(options: &Options) -> anyhow::Result<Scenario> {
         u64::from(options.connections) * u64::from(options.messages),
         options.connections
     ))
-}
-
-/// Waits until `done`, at most [`PATIENCE`].
-async fn until(done: impl Fn() -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        ensure!(Instant::now() < deadline, "not done after {} s", PATIENCE.as_secs());
-        sleep(TICK).await;
-    }
-    Ok(())
 }
 
 impl fmt::Display for Report {

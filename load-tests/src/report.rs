@@ -48,7 +48,7 @@ pub struct Report {
     pub traffic: Traffic,
     /// How recipients came back after their sessions broke.
     pub reconnects: reconnects::Report,
-    /// What was answered to cancellations and look-ups, where there were any.
+    /// Answers to cancellations and look-ups, where there were any.
     pub cancels: Option<cancels::Report>,
     /// From process start to serving, for each start of a spawned server, in milliseconds.
     pub starts_ms: Vec<f64>,
