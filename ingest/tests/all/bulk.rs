@@ -309,7 +309,7 @@ async fn an_upload_that_goes_on_behind_a_line_has_the_numbers_and_ids_of_the_who
         assert_eq!(answer[..answered], whole[6 - answered..6], "after {after}");
         assert_eq!(answer.len(), answered + 1);
     }
-    // Of an upload in which no line was settled the last one is that before it.
+    // The last settled line is the one before an upload that settled none.
     let total = send("?answers=summary&after_line=7", "").await.lines();
     assert_eq!(total, [json!({ "accepted": 0, "rejected": 0, "last_line": 7 })]);
     let ids: std::collections::HashSet<_> =
@@ -357,8 +357,7 @@ async fn more_requests_at_a_time_than_allowed_are_503_until_one_has_ended() {
     let fixture = Fixture::new().await;
     let key = fixture.sender().await;
     let open: Vec<_> = (0..2).map(|_| open_upload()).collect();
-    let mut senders = Vec::new();
-    let mut responses = Vec::new();
+    let (mut senders, mut responses) = (Vec::new(), Vec::new());
     for (sender, body) in open {
         senders.push(sender);
         responses.push(fixture.api.clone().oneshot(upload(&key, &[], body)).await.unwrap());
